@@ -1,0 +1,76 @@
+package attest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"time"
+)
+
+// Kind says whether an identity is a machine or a person.
+type Kind string
+
+// The kinds of identity.
+const (
+	Workload Kind = "workload"
+	Person   Kind = "person"
+	Service  Kind = "service" // Hallmark itself
+)
+
+// Identity is a caller whose credential was verified. Only package identity
+// makes one from a token.
+type Identity struct {
+	IssuerName string    // the name of the issuer in the configuration: "github"
+	Provider   string    // the mapper that read the claims: "github", "generic"
+	Kind       Kind      //
+	Issuer     string    // the token's iss, byte for byte as configured
+	Subject    string    // the token's sub; shown, never parsed (ci-identity 1.1)
+	SAN        string    // the URI that names this identity in certificates
+	TokenID    string    // hex SHA-256(iss LF jti), else of the JWS signing input
+	Expires    time.Time // of the credential
+	Groups     []string  // of a person
+	Build      Build     // of a workload; a zero Build has no verified source
+}
+
+// Key names the identity for as long as its issuer does: hex SHA-256(iss LF sub).
+func (id Identity) Key() string {
+	h := sha256.Sum256([]byte(id.Issuer + "\n" + id.Subject))
+	return hex.EncodeToString(h[:])
+}
+
+// Run names the CI run and attempt on whose behalf a workload calls, else its
+// token: what may be repeated as one request (design section 5, natural keys).
+func (id Identity) Run() string {
+	if id.Build.RunURI != "" {
+		return id.Build.RunURI
+	}
+	return "token:" + id.TokenID
+}
+
+// Build is what a CI token verifiably says about the job that holds it. Every
+// field is empty when the token does not say it. The names are those of
+// Fulcio's certificate extensions where it has one (fulcio docs/oid-info.md).
+type Build struct {
+	// Source.
+	SourceURI    string `json:"source_uri,omitempty"`    // https://github.com/acme/api
+	Repository   string `json:"repository,omitempty"`    // acme/api: shown, never authorised on
+	RepositoryID string `json:"repository_id,omitempty"` // immutable id of the repository
+	OwnerURI     string `json:"owner_uri,omitempty"`     // https://github.com/acme
+	OwnerID      string `json:"owner_id,omitempty"`      // immutable id of the owner
+	Visibility   string `json:"visibility,omitempty"`    // public, private, internal
+	Commit       string `json:"commit,omitempty"`        // 40 or 64 hex digits
+	Ref          string `json:"ref,omitempty"`           // refs/heads/main
+	WorkflowPath string `json:"workflow_path,omitempty"` // .github/workflows/release.yml
+	WorkflowName string `json:"workflow_name,omitempty"` // shown only
+	ConfigURI    string `json:"config_uri,omitempty"`    // top-level workflow with its ref
+	ConfigDigest string `json:"config_digest,omitempty"` // commit of the top-level workflow
+	SignerURI    string `json:"signer_uri,omitempty"`    // workflow file that runs the job, with its ref
+	SignerDigest string `json:"signer_digest,omitempty"` // commit of that file
+	Event        string `json:"event,omitempty"`         // push, workflow_dispatch …
+	RunURI       string `json:"run_uri,omitempty"`       // run and attempt, globally unique
+	RunID        string `json:"run_id,omitempty"`        //
+	RunAttempt   string `json:"run_attempt,omitempty"`   //
+	Runner       string `json:"runner,omitempty"`        // github-hosted, self-hosted
+	Environment  string `json:"environment,omitempty"`   // deployment environment
+	Actor        string `json:"actor,omitempty"`         // shown only
+	ActorID      string `json:"actor_id,omitempty"`      // immutable id of who triggered the run
+}

@@ -1,0 +1,146 @@
+package attest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// StatementType is the _type of every statement (in-toto attestation
+// spec/v1/statement.md).
+const StatementType = "https://in-toto.io/Statement/v1"
+
+// Predicate types. Those of Hallmark are permanent names (design section 6).
+const (
+	PredicateSignature  = "https://sigstore.dev/cosign/sign/v1"
+	PredicateProvenance = "https://slsa.dev/provenance/v1"
+	PredicateVSA        = "https://slsa.dev/verification_summary/v1"
+
+	hallmarkPredicates  = "https://github.com/hallmarkd/hallmark/predicates/"
+	PredicatePromotion  = hallmarkPredicates + "promotion/v1"
+	PredicateDenial     = hallmarkPredicates + "denial/v1"
+	PredicateEffect     = hallmarkPredicates + "effect/v1"
+	PredicatePolicy     = hallmarkPredicates + "policy/v1"
+	PredicateApproval   = hallmarkPredicates + "approval/v1"
+	PredicateRevocation = hallmarkPredicates + "revocation/v1"
+	PredicateImport     = hallmarkPredicates + "import/v1"
+)
+
+// Reserved reports whether only the service itself may sign this predicate
+// type, in any version and spelling: a caller's predicate that a verifier could
+// take for the service's own would be a lie in its name (attacks D01).
+func Reserved(predicateType string) bool {
+	t := strings.ToLower(predicateType)
+	for _, family := range []string{
+		"https://slsa.dev/provenance", "https://slsa.dev/verification_summary",
+		"https://sigstore.dev/cosign/sign", "https://cosign.sigstore.dev/attestation",
+		strings.ToLower(hallmarkPredicates),
+	} {
+		if strings.HasPrefix(t, family) {
+			return true
+		}
+	}
+	return false
+}
+
+// Subject is one artifact that a statement is about. It is matched by digest
+// alone; the name is for people and for the index.
+type Subject struct {
+	Name        string            `json:"name,omitempty"`
+	Digest      map[string]string `json:"digest"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// Statement is an in-toto statement v1. Its fields stand in the order in which
+// they are signed; no others are allowed outside the predicate.
+type Statement struct {
+	Type          string          `json:"_type"`
+	Subject       []Subject       `json:"subject"`
+	PredicateType string          `json:"predicateType"`
+	Predicate     json.RawMessage `json:"predicate"`
+}
+
+// marshal returns the one byte string that is signed and stored.
+func marshal(predicateType string, subjects []Subject, predicate any) ([]byte, error) {
+	body, err := json.Marshal(predicate)
+	if err != nil {
+		return nil, fmt.Errorf("marshalling %s: %w", predicateType, err)
+	}
+	var out bytes.Buffer
+	enc := json.NewEncoder(&out)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(Statement{StatementType, subjects, predicateType, body}); err != nil {
+		return nil, fmt.Errorf("marshalling statement: %w", err)
+	}
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), nil
+}
+
+// Image is what the registry verifiably holds under a digest.
+type Image struct {
+	Ref       ImageRef
+	MediaType string
+	Platforms []Platform // of an index: its platform manifests, in its order; else empty
+	Base      Base
+}
+
+// Platform is one child of an index.
+type Platform struct {
+	Name   string `json:"platform"` // os/arch[/variant]
+	Digest Digest `json:"digest"`
+}
+
+// Digests returns the image's own digest and those of its platforms, each once:
+// the subjects of every statement about it (in-toto/attestation issue 105).
+func (i Image) Digests() []Digest {
+	out := []Digest{i.Ref.Digest}
+	seen := map[Digest]bool{i.Ref.Digest: true}
+	for _, p := range i.Platforms {
+		if !seen[p.Digest] {
+			seen[p.Digest] = true
+			out = append(out, p.Digest)
+		}
+	}
+	return out
+}
+
+func subjects(repo Repository, digests []Digest) []Subject {
+	out := make([]Subject, len(digests))
+	for i, d := range digests {
+		out[i] = Subject{Name: string(repo), Digest: map[string]string{"sha256": d.Hex()}}
+	}
+	return out
+}
+
+// requestAnnotation names the natural key in a signature statement, which has
+// no other place for it: cosign keeps a signature's annotations there too.
+const requestAnnotation = "hallmark_request"
+
+// SignatureStatement returns the statement by which cosign recognises an image
+// signature. request is the natural key.
+func SignatureStatement(img Image, request string) ([]byte, error) {
+	s := subjects(img.Ref.Repository, img.Digests())
+	s[0].Annotations = map[string]string{requestAnnotation: request}
+	return marshal(PredicateSignature, s, struct{}{})
+}
+
+// Key returns the hex SHA-256 of the parts of a natural key, each preceded by
+// its length so that no two lists share a key.
+func Key(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s\n", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// SignKey is the natural key of a Sign request (design section 5).
+func SignKey(ref ImageRef, id Identity, baseHint string) string {
+	return Key("sign", string(ref.Repository), ref.Digest.String(), id.Issuer, id.Run(), baseHint)
+}
+
+// Time renders t as statements carry it: UTC, whole seconds.
+func Time(t time.Time) string { return t.UTC().Truncate(time.Second).Format(time.RFC3339) }
