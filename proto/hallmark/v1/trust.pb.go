@@ -65,7 +65,9 @@ type GetTrustedRootResponse struct {
 	// application/vnd.dev.sigstore.trustedroot+json;version=0.1.
 	TrustedRoot []byte `protobuf:"bytes,1,opt,name=trusted_root,json=trustedRoot,proto3" json:"trusted_root,omitempty"`
 	// Hex SHA-256 of trusted_root.
-	Sha256        string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// The service's own name: the audience that callers' tokens must carry.
+	PublicUrl     string `protobuf:"bytes,3,opt,name=public_url,json=publicUrl,proto3" json:"public_url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -110,6 +112,13 @@ func (x *GetTrustedRootResponse) GetTrustedRoot() []byte {
 func (x *GetTrustedRootResponse) GetSha256() string {
 	if x != nil {
 		return x.Sha256
+	}
+	return ""
+}
+
+func (x *GetTrustedRootResponse) GetPublicUrl() string {
+	if x != nil {
+		return x.PublicUrl
 	}
 	return ""
 }
@@ -504,10 +513,12 @@ var File_hallmark_v1_trust_proto protoreflect.FileDescriptor
 const file_hallmark_v1_trust_proto_rawDesc = "" +
 	"\n" +
 	"\x17hallmark/v1/trust.proto\x12\vhallmark.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17hallmark/v1/types.proto\"\x17\n" +
-	"\x15GetTrustedRootRequest\"S\n" +
+	"\x15GetTrustedRootRequest\"r\n" +
 	"\x16GetTrustedRootResponse\x12!\n" +
 	"\ftrusted_root\x18\x01 \x01(\fR\vtrustedRoot\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\tR\x06sha256\"\x13\n" +
+	"\x06sha256\x18\x02 \x01(\tR\x06sha256\x12\x1d\n" +
+	"\n" +
+	"public_url\x18\x03 \x01(\tR\tpublicUrl\"\x13\n" +
 	"\x11GetGateKeyRequest\"&\n" +
 	"\x12GetGateKeyResponse\x12\x10\n" +
 	"\x03pem\x18\x01 \x01(\tR\x03pem\"\x16\n" +
