@@ -1,0 +1,56 @@
+# make demo   the whole story on this machine, from a signed image to its refusal
+# make test   everything that CI checks
+# The other targets are parts of these two, and bench.
+
+.DEFAULT_GOAL := build
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+include tools.mk
+export PATH := $(TOOLS):$(PATH)
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# One C-free static binary each, the same bytes wherever it is built.
+BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+CLIENT_BYTES := 25000000
+
+# What "make test" needs of Debian: a registry without the referrers API, a base
+# image to build on, and a C compiler for the race detector.
+TEST_DEPS := docker-registry busybox-static gcc libc6-dev
+DEMO_DEPS := busybox-static
+
+.PHONY: build
+build:
+	$(BUILD) -o bin/ ./cmd/hallmark ./cmd/hallmarkd
+
+.PHONY: demo
+demo:
+	@ci/deps.sh $(DEMO_DEPS)
+	@$(MAKE) --no-print-directory build
+	@go run ./internal/demo
+
+.PHONY: test
+test: deps tools lint build
+	CGO_ENABLED=1 go test -race -timeout 30m ./...
+	ci/size.sh bin/hallmark $(CLIENT_BYTES)
+
+.PHONY: deps
+deps:
+	@ci/deps.sh $(TEST_DEPS)
+
+.PHONY: lint
+lint: tools-generate tools-lint
+	ci/generated.sh
+	buf lint
+	ci/breaking.sh
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	staticcheck ./...
+
+.PHONY: generate
+generate: tools-generate
+	buf generate
+
+.PHONY: bench
+bench:
+	go run ./internal/bench
