@@ -50,6 +50,7 @@ const (
 	RealmRefused     Reason = "TOKEN_REALM_REFUSED"
 	PlainHTTP        Reason = "PLAIN_HTTP_REFUSED"
 	ForeignLayer     Reason = "FOREIGN_LAYER"
+	RegistryDenied   Reason = "REGISTRY_DENIED" // the registry refuses the service's own credentials or request
 
 	// The state of things does not allow it.
 	TokenSpent       Reason = "TOKEN_SPENT"
