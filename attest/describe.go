@@ -144,7 +144,7 @@ func (d *describer) predicate(kind RecordKind, s Statement, payload []byte) (str
 		if len(s.Subject) == 0 {
 			return "", nil
 		}
-		return Key("signature", s.Subject[0].Annotations[requestAnnotation]), nil
+		return SignatureKey(s.Subject[0].Annotations[requestAnnotation]), nil
 	case KindProvenance:
 		p, err := ParseProvenance(s.Predicate)
 		if err != nil {
@@ -159,7 +159,12 @@ func (d *describer) predicate(kind RecordKind, s Statement, payload []byte) (str
 		}
 		return p.Internal().Request, nil
 	case KindVSA:
-		return Key("vsa", Hash(payload).String()), nil
+		var v VSA
+		if err := json.Unmarshal(s.Predicate, &v); err != nil {
+			return "", err
+		}
+		d.add(FacetRepository, strings.TrimPrefix(v.ResourceURI, "oci://"))
+		return SummaryKey(payload), nil
 	case KindPromotion:
 		var p Promotion
 		if err := json.Unmarshal(s.Predicate, &p); err != nil {

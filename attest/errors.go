@@ -79,6 +79,11 @@ const (
 	RateLimited         Reason = "RATE_LIMITED"
 	Internal            Reason = "INTERNAL"
 
+	// The call itself came to an end, or was none.
+	DeadlineExceeded Reason = "DEADLINE_EXCEEDED"
+	Cancelled        Reason = "CANCELLED"
+	MethodUnknown    Reason = "METHOD_UNKNOWN"
+
 	// A verdict on evidence: denied. The policy's own rules answer with these
 	// as well, so that a denial has one vocabulary wherever it was found.
 	DigestMismatch     Reason = "DIGEST_MISMATCH"

@@ -226,3 +226,7 @@ func GateIdentity(service string) Identity {
 		SAN: service + "/gate", TokenID: "gate", Expires: time.Time{},
 	}
 }
+
+// SummaryKey is the natural key of a verification summary: its payload is a
+// function of the promotion.
+func SummaryKey(payload []byte) string { return Key("vsa", Hash(payload).String()) }

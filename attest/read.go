@@ -3,6 +3,7 @@ package attest
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/common"
@@ -64,4 +65,24 @@ func (p Provenance) Grade(pointer string) Grade {
 		}
 		pointer = pointer[:i]
 	}
+}
+
+// Summary names the source in one line for people: repository, ref without its
+// prefix, short commit and run.
+func (p Provenance) Summary() string {
+	c := p.Internal().Claims
+	parts := []string{c.Repository}
+	if c.Repository == "" {
+		parts[0] = c.SourceURI
+	}
+	ref := strings.TrimPrefix(strings.TrimPrefix(c.Ref, "refs/heads/"), "refs/tags/")
+	commit := c.Commit
+	if len(commit) > 7 {
+		commit = commit[:7]
+	}
+	parts = append(parts, ref, commit)
+	if c.RunID != "" {
+		parts = append(parts, "run "+c.RunID)
+	}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), " ")
 }

@@ -144,3 +144,7 @@ func SignKey(ref ImageRef, id Identity, baseHint string) string {
 
 // Time renders t as statements carry it: UTC, whole seconds.
 func Time(t time.Time) string { return t.UTC().Truncate(time.Second).Format(time.RFC3339) }
+
+// SignatureKey is the natural key of the signature record that belongs to a Sign
+// request; the request's own key is that of its provenance.
+func SignatureKey(request string) string { return Key("signature", request) }
