@@ -5,23 +5,29 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
 // StrictJSON checks that data is exactly one JSON value that every parser reads
 // alike: valid UTF-8, nothing after the value, no more than maxDepth objects and
-// arrays inside one another, and in no object two keys that are equal or differ
-// only in case, of which encoding/json would silently take the last. It answers
-// BAD_JSON otherwise (RFC 8259 section 4: behaviour on equal names is
-// unpredictable).
+// arrays inside one another, no escape that names half a character, no number
+// beyond float64, and in no object two keys that are equal or differ only in
+// case, of which encoding/json would silently take the last. It answers BAD_JSON
+// otherwise (RFC 8259 section 4: behaviour on equal names is unpredictable;
+// sections 6 and 8.2 say the same of such numbers and escapes).
 func StrictJSON(data []byte, maxDepth int) error {
 	if !utf8.Valid(data) {
 		return Errorf(BadJSON, "JSON is not valid UTF-8")
 	}
 	if !json.Valid(data) { // also refuses trailing data and what Token lets pass
 		return Errorf(BadJSON, "not exactly one JSON value")
+	}
+	if halfCharacter(data) {
+		return Errorf(BadJSON, "JSON has an escape that names half a character")
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
@@ -64,6 +70,11 @@ func step(open []scope, t json.Token, maxDepth int) ([]scope, error) {
 		}
 		open[top].value = false
 	}
+	if n, ok := t.(json.Number); ok {
+		if _, err := strconv.ParseFloat(n.String(), 64); err != nil {
+			return nil, Errorf(BadJSON, "JSON has the number %s, which is out of range", clip(n.String()))
+		}
+	}
 	d, ok := t.(json.Delim)
 	if !ok {
 		return open, nil
@@ -76,6 +87,40 @@ func step(open []scope, t json.Token, maxDepth int) ([]scope, error) {
 		s.keys = map[string]bool{}
 	}
 	return append(open, s), nil
+}
+
+// halfCharacter finds a \u escape of a surrogate without its partner, which
+// encoding/json silently replaces. data is valid JSON: a backslash starts an
+// escape, and four hex digits follow \u.
+func halfCharacter(data []byte) bool {
+	for i := bytes.IndexByte(data, '\\'); i >= 0 && i < len(data); i++ {
+		if data[i] != '\\' {
+			continue
+		}
+		i++
+		if data[i] != 'u' {
+			continue
+		}
+		r := escaped(data[i:])
+		i += 4
+		if !utf16.IsSurrogate(r) {
+			continue
+		}
+		if data[i+1] != '\\' || data[i+2] != 'u' || utf16.DecodeRune(r, escaped(data[i+2:])) == unicode.ReplacementChar {
+			return true
+		}
+		i += 6
+	}
+	return false
+}
+
+// escaped reads the digits after "u".
+func escaped(u []byte) rune {
+	n, err := strconv.ParseUint(string(u[1:5]), 16, 16)
+	if err != nil {
+		return unicode.ReplacementChar // not in valid JSON
+	}
+	return rune(n)
 }
 
 // fold maps every rune to the smallest one that encoding/json takes for the

@@ -30,6 +30,12 @@ func TestStrictJSON(t *testing.T) {
 		{"nothing", ``, attest.BadJSON},
 		{"cut", `{"a":`, attest.BadJSON},
 		{"not UTF-8", "{\"a\":\"\xff\"}", attest.BadJSON},
+		{"pair of escapes", `["\ud83d\ude00 \\ud83d"]`, ""},
+		{"D04 high surrogate alone", `["\ud83d"]`, attest.BadJSON},
+		{"D04 low surrogate alone", `["a\ude00"]`, attest.BadJSON},
+		{"D04 two high surrogates", `["\ud83d\ud83d"]`, attest.BadJSON},
+		{"D04 surrogate before another escape", `["\ud83d\n\ude00"]`, attest.BadJSON},
+		{"D04 number out of range", `[1e400]`, attest.BadJSON},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if got := attest.ReasonOf(attest.StrictJSON([]byte(row.in), 8)); got != row.want {
