@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sigstore/cosign/v2/pkg/providers"
+	_ "github.com/sigstore/cosign/v2/pkg/providers/buildkite"
+	_ "github.com/sigstore/cosign/v2/pkg/providers/envvar"
+	_ "github.com/sigstore/cosign/v2/pkg/providers/filesystem"
+	_ "github.com/sigstore/cosign/v2/pkg/providers/github"
+	_ "github.com/sigstore/cosign/v2/pkg/providers/spiffe"
+	"google.golang.org/grpc"
+
+	"github.com/hallmarkd/hallmark/attest"
+)
+
+// ambient are the places where a CI system leaves or hands out tokens, in the
+// order in which they are tried (cosign's).
+var ambient = []struct{ provider, what string }{
+	{"envvar", "SIGSTORE_ID_TOKEN"},
+	{"filesystem", "/var/run/sigstore/cosign/oidc-token"},
+	{"github-actions", "GitHub Actions"},
+	{"buildkite-agent", "the Buildkite agent"},
+	{"spiffe", "the SPIFFE workload API"},
+}
+
+const (
+	maxToken     = 16 << 10         // bytes
+	providerWait = 20 * time.Second // for one ambient provider
+)
+
+// secret is an identity token. It formats as nothing that gives it away.
+type secret string
+
+func (secret) String() string   { return "[token]" }
+func (secret) GoString() string { return "[token]" }
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (t bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(t.secret)}, nil
+}
+
+// RequireTransportSecurity makes gRPC itself refuse to send the token unencrypted,
+// except where the connection cannot leave this machine.
+func (t bearer) RequireTransportSecurity() bool { return !t.local }
+
+// bearer is a token as credentials of a call.
+type bearer struct {
+	secret
+	local bool
+}
+
+// signIn connects and finds the token that further calls carry.
+func (a *app) signIn(ctx context.Context) (*session, error) {
+	s, err := a.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	token, err := a.token(ctx, s)
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	s.options = []grpc.CallOption{grpc.PerRPCCredentials(bearer{token, s.local && strings.HasPrefix(s.server, "http://")})}
+	return s, nil
+}
+
+// token returns the identity token: the one that is given, else the first
+// ambient one whose audience is the service.
+func (a *app) token(ctx context.Context, s *session) (secret, error) {
+	switch given := a.getenv("HALLMARK_IDENTITY_TOKEN"); {
+	case a.IdentityToken != "":
+		raw, err := a.readToken()
+		if err != nil {
+			return "", err
+		}
+		return parseToken(raw, "--identity-token "+a.IdentityToken)
+	case given != "":
+		return parseToken(given, "HALLMARK_IDENTITY_TOKEN")
+	}
+	return a.ambientToken(ctx, s)
+}
+
+// readToken reads --identity-token, a file or standard input.
+func (a *app) readToken() (string, error) {
+	in := a.stdin
+	if a.IdentityToken != "-" {
+		f, err := os.Open(a.IdentityToken)
+		if err != nil {
+			return "", fmt.Errorf("reading --identity-token: %w", err)
+		}
+		defer f.Close()
+		in = f
+	}
+	raw, err := io.ReadAll(io.LimitReader(in, maxToken+1))
+	if err != nil {
+		return "", fmt.Errorf("reading --identity-token: %w", err)
+	}
+	return string(raw), nil
+}
+
+// parseToken checks that raw has the form of a JWT, so that a file given by
+// mistake is not sent anywhere. The error names where it came from and nothing
+// of it.
+func parseToken(raw, from string) (secret, error) {
+	raw = strings.TrimSpace(raw)
+	odd := strings.ContainsFunc(raw, func(r rune) bool {
+		return !strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.", r)
+	})
+	if len(raw) > maxToken || odd || strings.Count(raw, ".") != 2 {
+		return "", attest.Errorf(attest.TokenMalformed, "%s holds no JWT", from)
+	}
+	return secret(raw), nil
+}
+
+// ambientToken asks the CI system for a token. A job may have several: one with
+// another audience is for somebody else and is not shown to this service.
+func (a *app) ambientToken(ctx context.Context, s *session) (secret, error) {
+	audience, err := s.audience()
+	if err != nil {
+		return "", err
+	}
+	defer a.progress("waiting for an identity token")()
+	var tried []string
+	for _, place := range ambient {
+		token, err := provide(ctx, place.provider, audience)
+		switch {
+		case errors.Is(err, errNotHere):
+			continue
+		case err != nil:
+			tried = append(tried, fmt.Sprintf("  %s: %s", place.what, plain(err.Error())))
+			continue
+		}
+		a.detail("signing in with the token of %s", place.what)
+		return token, nil
+	}
+	return "", a.notSignedIn(audience, tried)
+}
+
+var errNotHere = errors.New("not in this environment")
+
+// provide returns the token of one ambient provider.
+func provide(ctx context.Context, name, audience string) (secret, error) {
+	ctx, cancel := context.WithTimeout(ctx, providerWait)
+	defer cancel()
+	p, err := providers.ProvideFrom(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	if !p.Enabled(ctx) {
+		return "", errNotHere
+	}
+	raw, err := p.Provide(ctx, audience)
+	if err != nil {
+		return "", err
+	}
+	token, err := parseToken(raw, "its answer")
+	if err != nil {
+		return "", err
+	}
+	if !slices.Contains(audiences(token), audience) {
+		return "", fmt.Errorf("its token is not for %s", audience)
+	}
+	return token, nil
+}
+
+// audiences returns the aud claim, one or several, without verifying anything:
+// the service does that. It is nil when the token cannot be read.
+func audiences(t secret) []string {
+	body, err := base64.RawURLEncoding.DecodeString(strings.Split(string(t), ".")[1])
+	if err != nil {
+		return nil
+	}
+	var claims struct {
+		Audience json.RawMessage `json:"aud"`
+	}
+	if json.Unmarshal(body, &claims) != nil {
+		return nil
+	}
+	var one string
+	if json.Unmarshal(claims.Audience, &one) == nil {
+		return []string{one}
+	}
+	var several []string
+	if json.Unmarshal(claims.Audience, &several) != nil {
+		return nil
+	}
+	return several
+}
+
+// audience returns the name in which a token is asked for: that of the service
+// in the pinned trust root. A server must not make this job ask for a token that
+// could be presented elsewhere (attacks B13, L03). So the name has to be that of
+// the host that --server names, unless the server is on this machine, or the
+// trust root was told by its fingerprint rather than learnt from the server.
+func (s *session) audience() (string, error) {
+	u, err := url.Parse(s.service)
+	server, serr := url.Parse(s.server)
+	// The name goes into the URL of a request for the token as it is.
+	odd := strings.ContainsFunc(s.service, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\"&<>\\^`{|}%", r) })
+	if err != nil || serr != nil || odd || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("the trust root of %s is of %q, which is no URL to ask a token for", s.server, s.service)
+	}
+	if !s.local && s.app.TrustRootSHA256 == "" && !strings.EqualFold(u.Hostname(), server.Hostname()) {
+		return "", fmt.Errorf("%s calls itself %s: no token is asked for in that name. Give --server %s, or its fingerprint with --trust-root-sha256, or a token with --identity-token", s.server, s.service, s.service)
+	}
+	return s.service, nil
+}
+
+// notSignedIn says what to do in the CI system that this looks like.
+func (a *app) notSignedIn(audience string, tried []string) error {
+	lines := tried
+	if len(lines) == 0 {
+		lines = append(lines, "  There is none in --identity-token, HALLMARK_IDENTITY_TOKEN, SIGSTORE_ID_TOKEN, and no CI system offers one.")
+	}
+	switch {
+	case a.getenv("GITHUB_ACTIONS") == "true":
+		lines = append(lines, gitHubHelp...)
+	case a.getenv("GITLAB_CI") == "true":
+		lines = append(lines, gitLabHelp(audience)...)
+	default:
+		lines = slices.Concat(lines, gitHubHelp, gitLabHelp(audience))
+	}
+	return &guideError{attest.Errorf(attest.TokenMissing, "not signed in: no identity token for %s was found", audience), lines}
+}
+
+var gitHubHelp = []string{
+	"  In GitHub Actions the job needs:",
+	"    permissions:",
+	"      contents: read",
+	"      id-token: write",
+}
+
+func gitLabHelp(audience string) []string {
+	return []string{
+		"  In GitLab CI the job needs:",
+		"    id_tokens:",
+		"      HALLMARK_IDENTITY_TOKEN:",
+		"        aud: " + audience,
+	}
+}
