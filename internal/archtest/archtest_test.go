@@ -48,7 +48,7 @@ func TestClientLinksNoStorage(t *testing.T) {
 
 func TestClientLinks(t *testing.T) {
 	got := archtest.ClientLinks([]string{
-		"crypto", "database/sql", "database/sqlite", "modernc.org/sqlite/lib", "modernc.org/libc",
+		"crypto", "database/sql", "database/sql/driver", "modernc.org/sqlite/lib", "modernc.org/libc",
 		"github.com/transparency-dev/tessera", "github.com/transparency-dev/merkle", "github.com/aws/aws-sdk-go-v2/aws",
 		"github.com/awsome/x", "cloud.google.com/go/kms", "github.com/Azure/azure-sdk-for-go",
 	})

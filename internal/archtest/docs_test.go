@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/policy"
 )
 
 // A predicate is a permanent name; its schema says what the code writes.
@@ -126,6 +127,24 @@ func jsonType(typ reflect.Type) any {
 		return "integer"
 	}
 	return typ.Kind().String()
+}
+
+// People start from the example: it is a policy, for the issuers of the example
+// configuration beside it.
+func TestExamplePolicy(t *testing.T) {
+	p, err := policy.Load(filepath.Join(root, "examples/config/policy.yaml"), policy.Known{
+		Issuers: map[string]attest.Kind{"github": attest.Workload, "corp": attest.Person},
+		IssuerURLs: map[string]string{
+			"github": "https://token.actions.githubusercontent.com", "corp": "https://sso.example.com",
+		},
+		Service: "https://hallmark.example.com",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(p.Stages()); n != 3 {
+		t.Errorf("the example has %d stages, want 3", n)
+	}
 }
 
 var (

@@ -119,9 +119,16 @@ var forbiddenInClient = []string{
 func ClientLinks(deps []string) []string {
 	var out []string
 	for _, d := range deps {
-		if slices.ContainsFunc(forbiddenInClient, func(m string) bool { return within(d, m) }) {
+		if slices.ContainsFunc(forbiddenInClient, func(m string) bool { return belongs(d, m) }) {
 			out = append(out, d)
 		}
 	}
 	return out
+}
+
+// belongs reports whether a package is m or of module m. Packages of the standard
+// library stand alone: database/sql/driver is a handful of interfaces that UUIDs
+// and dates implement, and brings no engine.
+func belongs(pkg, m string) bool {
+	return pkg == m || strings.Contains(m, ".") && within(pkg, m)
 }
