@@ -1,5 +1,8 @@
 package attest
 
+// The types that replace these are protobuf, which marshals in no stable order.
+//lint:file-ignore SA1019 for that reason
+
 import (
 	"regexp"
 	"slices"
@@ -8,7 +11,7 @@ import (
 	"time"
 
 	"github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/common"
-	slsa "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v1" //lint:ignore SA1019 the protobuf types marshal in no stable order
+	slsa "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v1"
 )
 
 // Build types: what a reader of the provenance may expect in it.
