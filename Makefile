@@ -6,6 +6,9 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 
+# Two rules may want one tool at the same time.
+.NOTPARALLEL:
+
 include tools.mk
 export PATH := $(TOOLS):$(PATH)
 
@@ -30,7 +33,7 @@ demo:
 	@go run ./internal/demo
 
 .PHONY: test
-test: deps tools lint build
+test: deps lint tools build
 	CGO_ENABLED=1 go test -race -timeout 30m ./...
 	ci/size.sh bin/hallmark $(CLIENT_BYTES)
 
