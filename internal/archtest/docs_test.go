@@ -147,6 +147,31 @@ func TestExamplePolicy(t *testing.T) {
 	}
 }
 
+var yamlKey = regexp.MustCompile("yaml:\"([a-z_]+)[,\"]")
+
+// Every key that the service reads is explained.
+func TestConfigurationKeys(t *testing.T) {
+	document, err := os.ReadFile(filepath.Join(root, "docs/configuration.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{"cmd/hallmarkd/config.go", "identity/config.go"} {
+		text, err := os.ReadFile(filepath.Join(root, source))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := yamlKey.FindAllStringSubmatch(string(text), -1)
+		if len(keys) == 0 {
+			t.Errorf("%s reads no keys: where are they now?", source)
+		}
+		for _, k := range keys {
+			if !regexp.MustCompile("[`.{ ]" + k[1] + "[`.,}]").Match(document) {
+				t.Errorf("docs/configuration.md does not explain %s of %s", k[1], source)
+			}
+		}
+	}
+}
+
 var (
 	markdownLink = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 	// A path of the machine that somebody wrote the text on.
