@@ -23,7 +23,11 @@ const (
 	maxCost       = 100_000
 	maxExpression = 8 << 10 // characters
 	maxNesting    = 50
-	maxFieldSize  = 2 << 10 // characters of a claim, entries of a list: for the estimate
+	maxRegexp     = 1000 // instructions of a compiled regular expression
+
+	// What a load reckons with; larger claims run into maxCost when evaluated.
+	usualText = 256 // characters of a claim
+	usualList = 200 // groups of a person
 )
 
 // absent is the error of reading a claim that is not there.
@@ -126,7 +130,7 @@ func newEnvironments() (*environments, error) {
 		cel.StdLib(cel.StdLibSubset(&library)),
 		cel.HomogeneousAggregateLiterals(),
 		cel.EnableMacroCallTracking(), // or a conjunct with a macro could not be written out again
-		cel.ParserExpressionSizeLimit(maxExpression), cel.ParserRecursionLimit(maxNesting), cel.RegexProgramSizeLimit(1000),
+		cel.ParserExpressionSizeLimit(maxExpression), cel.ParserRecursionLimit(maxNesting),
 		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateComprehensionNestingLimit(1)),
 		func(e *cel.Env) (*cel.Env, error) {
 			s.Provider = e.CELTypeProvider()
@@ -292,11 +296,14 @@ func program(e *cel.Env, a *cel.Ast) (cel.Program, error) {
 	return e.Program(a, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
 }
 
-// sizes bounds what CEL cannot know: how long claims are.
+// sizes tells what CEL cannot know: how long claims are.
 type sizes struct{}
 
-func (sizes) EstimateSize(checker.AstNode) *checker.SizeEstimate {
-	return &checker.SizeEstimate{Min: 0, Max: maxFieldSize}
+func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
+	if n.Type().Kind() == types.ListKind {
+		return &checker.SizeEstimate{Max: usualList}
+	}
+	return &checker.SizeEstimate{Max: usualText}
 }
 
 func (sizes) EstimateCallCost(string, string, *checker.AstNode, []checker.AstNode) *checker.CallEstimate {
@@ -392,6 +399,11 @@ func lintMatches(call ast.CallExpr) error {
 	re, err := syntax.Parse(string(s), syntax.Perl)
 	if err != nil {
 		return fmt.Errorf("matches: %w", err)
+	}
+	// CEL has a limit of its own, but it panics on counted repetition: it
+	// compiles without simplifying first (cel-go v0.31.0, RegexProgramSize).
+	if prog, err := syntax.Compile(re.Simplify()); err != nil || len(prog.Inst) > maxRegexp {
+		return fmt.Errorf("matches(%q) is too large", clip(string(s)))
 	}
 	whole := re.Op == syntax.OpConcat && re.Sub[0].Op == syntax.OpBeginText && re.Sub[len(re.Sub)-1].Op == syntax.OpEndText
 	if !whole {

@@ -65,20 +65,12 @@ func (l *loader) err() error {
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
 // parse returns the one mapping of a file, or nil after noting why not.
-func (l *loader) parse(text []byte) (root *yaml.Node) {
+func (l *loader) parse(text []byte) *yaml.Node {
 	top := &yaml.Node{Line: 1}
 	if !utf8.Valid(text) {
 		l.fail(top, "file is not UTF-8 text")
 		return nil
 	}
-	// The parser is the one step that reads text of any shape: should it ever
-	// panic on some, that text is refused like any other that cannot be read.
-	defer func() {
-		if r := recover(); r != nil {
-			l.fail(top, "file cannot be read as YAML")
-			root = nil
-		}
-	}()
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	var doc, more yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
@@ -95,7 +87,7 @@ func (l *loader) parse(text []byte) (root *yaml.Node) {
 		l.syntax(err)
 		return nil
 	}
-	root = doc.Content[0]
+	root := doc.Content[0]
 	if !l.plain(root) {
 		return nil
 	}

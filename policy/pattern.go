@@ -40,9 +40,12 @@ var segmentPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*$
 
 const maxSegments = 32
 
-// parsePattern reads a pattern; everywhere admits "**" alone.
-func parsePattern(s string, everywhere bool) (Pattern, error) {
-	if s == "**" && everywhere {
+// everywhere is the pattern of every repository.
+const everywhere = "**"
+
+// ParsePattern reads a pattern; its errors say what a pattern may be.
+func ParsePattern(s string) (Pattern, error) {
+	if s == everywhere {
 		return Pattern{s, []tok{{one, ""}, {many, ""}}, 0}, nil
 	}
 	if len(s) > 255 {
@@ -164,10 +167,10 @@ func (p Pattern) named() error {
 	return nil
 }
 
-// overlaps reports whether some repository is selected by both. It is exact for
+// Overlaps reports whether some repository is selected by both. It is exact for
 // names of any length and errs only towards true where no repository can be long
 // enough (255 characters).
-func (p Pattern) overlaps(q Pattern) bool { return intersects(p.toks, q.toks) }
+func (p Pattern) Overlaps(q Pattern) bool { return intersects(p.toks, q.toks) }
 
 // intersects decides whether two token lists share a word, by walking both at
 // once and remembering the pairs that were walked: at most len(a)·len(b) steps.

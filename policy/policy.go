@@ -93,7 +93,7 @@ func (p *Policy) Digest() attest.Digest { return attest.Hash([]byte(p.text)) }
 func (p *Policy) Stages() map[string]attest.Digest {
 	out := map[string]attest.Digest{}
 	for _, t := range p.tracks {
-		for _, s := range t.Stages {
+		for _, s := range t.stages {
 			out[t.Name+"/"+s.Name] = s.digest
 		}
 	}
@@ -215,7 +215,7 @@ func (l *loader) apart(t, u *Track) {
 	}
 	for _, a := range t.images {
 		for _, b := range u.images {
-			if a.overlaps(b.Pattern) {
+			if a.Overlaps(b.Pattern) {
 				l.failAt(a.where, "images %q of track %q overlap with %q of track %q (%s): an image belongs to one track",
 					a, t.Name, b, u.Name, b.where)
 			}

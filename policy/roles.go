@@ -100,9 +100,13 @@ func (l *loader) issuer(into *string) func(*yaml.Node) {
 	}
 }
 
-func (l *loader) patterns(into *[]placed, everywhere bool) func(*yaml.Node) {
+// patterns reads a list of patterns; all admits that of every repository.
+func (l *loader) patterns(into *[]placed, all bool) func(*yaml.Node) {
 	return l.texts("images", func(n *yaml.Node, s string) {
-		p, err := parsePattern(s, everywhere)
+		p, err := ParsePattern(s)
+		if err == nil && s == everywhere && !all {
+			err = fmt.Errorf("pattern %q must name the registry host: only roles may cover every repository", s)
+		}
 		if err != nil {
 			l.fail(n, "%s", err)
 			return
@@ -145,7 +149,7 @@ func (p *Policy) Allow(role Role, id attest.Identity, repo attest.Repository) er
 // AllowAll is Allow for every repository there may be: only entries for "**" count.
 func (p *Policy) AllowAll(role Role, id attest.Identity) error {
 	return p.allow(role, id, "all repositories", func(e *entry) bool {
-		return slices.ContainsFunc(e.images, func(i placed) bool { return i.text == "**" })
+		return slices.ContainsFunc(e.images, func(i placed) bool { return i.text == everywhere })
 	})
 }
 
@@ -204,7 +208,12 @@ func orNothing(s string) string {
 // it holds it for.
 type Grant struct {
 	Role   Role
-	Images []string
+	Images []Pattern
+}
+
+// Covers reports whether the grant covers repo.
+func (g Grant) Covers(repo attest.Repository) bool {
+	return slices.ContainsFunc(g.Images, func(p Pattern) bool { return p.Matches(repo) })
 }
 
 // Grants returns the roles that id holds, each once, in the order of Roles.
@@ -218,7 +227,7 @@ func (p *Policy) Grants(id attest.Identity) []Grant {
 				continue
 			}
 			for _, i := range e.images {
-				g.Images = append(g.Images, i.text)
+				g.Images = append(g.Images, i.Pattern)
 			}
 		}
 		if len(g.Images) > 0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/cyberphone/json-canonicalization/go/src/webpki.org/jsoncanonicalizer"
@@ -15,9 +16,9 @@ import (
 // Track is a promotion path for a set of repositories.
 type Track struct {
 	Name         string
-	Reproducible bool     // several provenances of one digest may name different commits
-	Stages       []*Stage // in order; not to be changed
+	Reproducible bool // several provenances of one digest may name different commits
 	images       []placed
+	stages       []*Stage
 	where        pos
 }
 
@@ -51,6 +52,9 @@ func (t *Track) Images() []Pattern {
 	return out
 }
 
+// Stages returns the track's stages in their order.
+func (t *Track) Stages() []*Stage { return slices.Clone(t.stages) }
+
 // Covers reports whether the track governs repo.
 func (t *Track) Covers(repo attest.Repository) bool {
 	_, ok := t.match(repo)
@@ -60,7 +64,7 @@ func (t *Track) Covers(repo attest.Repository) bool {
 // Stage returns the named stage, or STAGE_UNKNOWN with the names there are.
 func (t *Track) Stage(name string) (*Stage, error) {
 	var all []string
-	for _, s := range t.Stages {
+	for _, s := range t.stages {
 		if s.Name == name {
 			return s, nil
 		}
@@ -221,7 +225,7 @@ func (l *loader) targets(p *Policy) {
 	}
 	var all []place
 	for _, t := range p.tracks {
-		for _, s := range t.Stages {
+		for _, s := range t.stages {
 			if s.target == nil {
 				continue
 			}
@@ -293,7 +297,7 @@ func (l *loader) track(n *yaml.Node, p *Policy) {
 	}, "name", "images", "stages")
 	for i, a := range t.images {
 		for _, b := range t.images[:i] {
-			if a.overlaps(b.Pattern) {
+			if a.Overlaps(b.Pattern) {
 				l.failAt(a.where, "images %q overlap with %q (%s): {name} would have two meanings", a, b, b.where)
 			}
 		}
@@ -330,7 +334,7 @@ func (l *loader) stage(n *yaml.Node, t *Track, p *Policy) {
 			l.list(n, "rules", func(c *yaml.Node) { l.rule(c, s) })
 		},
 	}, "name")
-	for _, other := range t.Stages {
+	for _, other := range t.stages {
 		if other.Name == s.Name && s.Name != "" {
 			l.fail(n, "stage %q stands already at %s", s.Name, other.where)
 		}
@@ -342,12 +346,12 @@ func (l *loader) stage(n *yaml.Node, t *Track, p *Policy) {
 	if good {
 		l.complete(n, s)
 	}
-	t.Stages = append(t.Stages, s)
+	t.stages = append(t.stages, s)
 }
 
 func (l *loader) after(n *yaml.Node, s *Stage) {
 	known := map[string]bool{}
-	for _, b := range s.track.Stages {
+	for _, b := range s.track.stages {
 		if b.Name == s.After {
 			s.after = b
 			return
@@ -398,7 +402,7 @@ func fingerprint(r rule) string {
 // seal computes the stage digests of a policy without faults.
 func (p *Policy) seal() {
 	for _, t := range p.tracks {
-		for _, s := range t.Stages {
+		for _, s := range t.stages {
 			s.digest = s.fingerprint()
 		}
 	}
@@ -455,7 +459,7 @@ func (s *Stage) fingerprint() attest.Digest {
 func reaches(a, b []placed) bool {
 	for _, x := range a {
 		for _, y := range b {
-			if x.overlaps(y.Pattern) {
+			if x.Overlaps(y.Pattern) {
 				return true
 			}
 		}
