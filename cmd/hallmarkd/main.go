@@ -1,0 +1,71 @@
+// Command hallmarkd is the Hallmark server.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/hallmarkd/hallmark/attest"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+type cli struct {
+	Init    initCmd    `cmd:"" help:"Create keys and log, once. Prints the fingerprint of the trust root."`
+	Serve   serveCmd   `cmd:"" help:"Run the service."`
+	Dev     devCmd     `cmd:"" help:"Run the service with a built-in OIDC issuer, a built-in registry and a sample track, on loopback only."`
+	Fsck    fsckCmd    `cmd:"" help:"Check log, envelopes and index against each other. The service must not be running."`
+	Rebuild rebuildCmd `cmd:"" help:"Derive the index from log and envelopes again. The service must not be running."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+type versionCmd struct{}
+
+func (versionCmd) Run() error { fmt.Println(version); return nil }
+
+func main() { os.Exit(run()) }
+
+func run() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c cli
+	code := -1
+	parser, err := kong.New(&c, kong.Name("hallmarkd"),
+		kong.Description("Hallmark signs image digests, attaches provenance and gates promotion."),
+		kong.Exit(func(n int) { code = n }), kong.BindTo(ctx, (*context.Context)(nil)), kong.UsageOnError())
+	if err != nil {
+		return fail(err)
+	}
+	args, err := parser.Parse(os.Args[1:])
+	if code >= 0 { // help was printed
+		return code
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "hallmarkd: %v\n", err)
+		return 2
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := args.Run(log); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+// fail prints one clear line. A wrong configuration is wrong usage.
+func fail(err error) int {
+	fmt.Fprintf(os.Stderr, "hallmarkd: %s\n", strings.TrimSpace(err.Error()))
+	var e *attest.Error
+	if errors.As(err, &e) && (e.Reason == attest.BadConfig || e.Reason == attest.BadPolicy) {
+		return 2
+	}
+	return 1
+}
