@@ -177,7 +177,7 @@ func annotation(name, digest string) *candidate {
 	if digest == "" {
 		return k
 	}
-	d, err := attest.ParseDigest(digest)
+	d, err := parseDigest(digest)
 	if err != nil {
 		k.trouble = "the annotated digest is no sha256 digest"
 		return k
@@ -216,12 +216,22 @@ func checkTag(tag string) error {
 	return nil
 }
 
+// parseDigest is attest.ParseDigest without the zero digest, which stands for
+// none here: a claim pinned to it must not be looked up by its tag.
+func parseDigest(s string) (attest.Digest, error) {
+	d, err := attest.ParseDigest(s)
+	if err == nil && d.IsZero() {
+		err = attest.Errorf(attest.BadDigest, "the digest is all zeros, which is that of nothing")
+	}
+	return d, err
+}
+
 // splitReference reads HOST/PATH[:TAG][@DIGEST]. With short, a name without a
 // host is one of Docker Hub.
 func splitReference(s string, short bool) (repo attest.Repository, tag string, d attest.Digest, err error) {
 	name, digest, hasDigest := strings.Cut(s, "@")
 	if hasDigest {
-		if d, err = attest.ParseDigest(digest); err != nil {
+		if d, err = parseDigest(digest); err != nil {
 			return "", "", attest.Digest{}, err
 		}
 	}
