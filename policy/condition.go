@@ -241,9 +241,14 @@ func show(fields []string, vars map[string]any, s structs) string {
 
 func (s structs) value(obj any, field string) string {
 	if ft := s.field(obj, field); ft != nil {
-		if v, err := ft.GetFrom(obj); err == nil {
-			return clip(fmt.Sprintf("%#v", v))
+		v, err := ft.GetFrom(obj)
+		switch {
+		case err != nil:
+			return "absent"
+		case ft.Type == types.IntType:
+			return fmt.Sprint(v)
 		}
+		return clip(fmt.Sprintf("%q", v))
 	}
 	return "absent"
 }

@@ -56,7 +56,7 @@ func (r *celRule) judge(q *inquiry) attest.RuleResult {
 	out.Outcome, out.Reason, out.Next = attest.Fail, attest.RuleFailed, r.message
 	if !errors.Is(err, errFalse) {
 		out.Outcome, out.Reason = attest.Errored, attest.RuleError
-		out.Found, out.Next = err.Error(), "an expression that cannot be evaluated denies: ask with has(…) for what may be absent"
+		out.Found, out.Next = err.Error()+": "+orNothing(out.Found), "an expression that cannot be evaluated denies: ask with has(…) for what may be absent"
 	}
 	return out
 }
