@@ -1,0 +1,165 @@
+package server
+
+import (
+	"context"
+	"crypto/sha256"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/identity"
+	"github.com/hallmarkd/hallmark/web"
+)
+
+// public is every method that needs no identity; all others are denied without
+// one (attacks I05). Names are compared whole, never by prefix (attacks I01).
+var public = map[string]bool{
+	"/hallmark.v1.TrustService/GetTrustedRoot":                       true,
+	"/hallmark.v1.TrustService/GetGateKey":                           true,
+	"/hallmark.v1.TrustService/GetCheckpoint":                        true,
+	"/grpc.health.v1.Health/Check":                                   true,
+	"/grpc.health.v1.Health/List":                                    true,
+	"/grpc.health.v1.Health/Watch":                                   true,
+	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      true,
+	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": true,
+}
+
+// admission is what authentication made of a request. Exactly one of identity,
+// anonymous and err says so.
+type admission struct {
+	identity  attest.Identity
+	anonymous bool // the method is public, or nobody serves it
+	err       error
+}
+
+type admissionKey struct{}
+
+// admitted returns ctx with what authentication found, for the interceptor.
+func admitted(ctx context.Context, a admission) context.Context {
+	return context.WithValue(ctx, admissionKey{}, a)
+}
+
+// caller returns the identity that the interceptor admitted. Of a public method
+// it is the zero identity, which holds no role.
+func caller(ctx context.Context) attest.Identity {
+	a, _ := ctx.Value(admissionKey{}).(admission)
+	return a.identity
+}
+
+// admit authenticates a call of method from its authorization values. A method
+// that nobody serves needs no identity: its caller learns just that.
+func (s *Server) admit(ctx context.Context, method string, authorization []string) admission {
+	if public[method] || !s.methods[method] {
+		return admission{anonymous: true}
+	}
+	token, err := identity.Bearer(authorization)
+	if err != nil {
+		return admission{err: err}
+	}
+	id, err := s.verified.authenticate(ctx, token)
+	if err != nil {
+		return admission{err: err}
+	}
+	return admission{identity: id}
+}
+
+// admitRPC returns the admission of a call that reached the interceptor: the one
+// made before its body was read, or, of a call that came through the gateway,
+// one made from the metadata.
+func (s *Server) admitRPC(ctx context.Context, method string) admission {
+	if a, ok := ctx.Value(admissionKey{}).(admission); ok {
+		return a
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	return s.admit(ctx, method, md.Get("authorization"))
+}
+
+// credentials returns the authorization values of an HTTP request. A page
+// session beside them is a second identity (attacks A25).
+func credentials(h http.Header) ([]string, error) {
+	values := h.Values("Authorization")
+	if len(values) > 0 && web.HasSession(h) {
+		return nil, attest.Errorf(attest.TwoIdentities, "the request has a token and a page session: send one of them")
+	}
+	return values, nil
+}
+
+// verified remembers for a moment which tokens were good: a job or an admission
+// controller sends the same one with every call, and verifying it costs more than
+// the whole rest of a decision. A refusal is never remembered.
+type verified struct {
+	auth *identity.Authenticator
+	now  func() time.Time
+
+	mu     sync.Mutex
+	tokens map[[sha256.Size]byte]remembered
+}
+
+type remembered struct {
+	id    attest.Identity
+	until time.Time
+}
+
+// How long and how many. A key or an issuer that is withdrawn counts for at most
+// so much longer (attacks A07).
+const (
+	rememberFor  = 10 * time.Second
+	rememberMost = 4096
+)
+
+// authenticate is identity.Authenticator.Authenticate.
+func (v *verified) authenticate(ctx context.Context, token string) (attest.Identity, error) {
+	key := sha256.Sum256([]byte(token)) // of all of its bytes: another spelling is another token
+	now := v.now()
+	v.mu.Lock()
+	known, ok := v.tokens[key]
+	v.mu.Unlock()
+	if ok && now.Before(known.until) {
+		return known.id, nil
+	}
+	id, err := v.auth.Authenticate(ctx, token)
+	if err != nil {
+		return attest.Identity{}, err
+	}
+	until := now.Add(rememberFor)
+	if id.Expires.Before(until) {
+		until = id.Expires
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if len(v.tokens) >= rememberMost {
+		clear(v.tokens) // they are verified again, which is all that is lost
+	}
+	v.tokens[key] = remembered{id, until}
+	return id, nil
+}
+
+// callers bounds how many calls each identity has in flight, so that one cannot
+// starve the others (attacks I11).
+type callers struct {
+	most int
+
+	mu       sync.Mutex
+	inFlight map[string]int // by attest.Identity.Key; entries at 0 are removed
+}
+
+// enter counts a call of the identity, or refuses it with RATE_LIMITED. The
+// returned function ends the call.
+func (c *callers) enter(key string) (leave func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.inFlight[key] >= c.most {
+		return nil, attest.Errorf(attest.RateLimited, "this identity has %d calls in flight, the most that one may have: wait for some to end", c.most)
+	}
+	c.inFlight[key]++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.inFlight[key]--; c.inFlight[key] == 0 {
+			delete(c.inFlight, key)
+		}
+	}, nil
+}

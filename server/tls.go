@@ -1,0 +1,59 @@
+package server
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hallmarkd/hallmark/attest"
+)
+
+// certificate is the server's certificate as the files have it.
+type certificate struct {
+	certFile, keyFile string
+	logger            *slog.Logger
+
+	mu     sync.Mutex
+	cert   *tls.Certificate
+	read   [2]stamp // of the files when cert was read
+	failed [2]stamp // of files that could not be read, so that they are reported once
+}
+
+// stamp tells whether a file has changed.
+type stamp struct {
+	modified time.Time
+	size     int64
+}
+
+// get returns the certificate, read again when a file has changed. Files that
+// cannot be read, for example half written, do not replace a good certificate.
+// It implements tls.Config.GetCertificate. BAD_CONFIG.
+func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := [2]stamp{stampOf(c.certFile), stampOf(c.keyFile)}
+	if c.cert != nil && (now == c.read || now == c.failed) {
+		return c.cert, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	switch {
+	case err == nil:
+		c.cert, c.read = &cert, now
+	case c.cert == nil:
+		return nil, attest.Errorf(attest.BadConfig, "reading tls.cert_file and tls.key_file: %w", err)
+	default:
+		c.failed = now
+		c.logger.Error("keeping the old certificate", "cert_file", c.certFile, "error", err)
+	}
+	return c.cert, nil
+}
+
+func stampOf(file string) stamp {
+	info, err := os.Stat(file)
+	if err != nil {
+		return stamp{}
+	}
+	return stamp{info.ModTime(), info.Size()}
+}
