@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -10,6 +11,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -38,8 +40,9 @@ var emptyConfig = []byte("{}")
 // How often Attach looks whether its referrer is listed, and how long it waits
 // between: about two seconds in all. After that the worker tries again.
 const (
-	listTries = 8
-	listWait  = 60 * time.Millisecond // times the try, with jitter
+	listTries   = 8
+	listWait    = 60 * time.Millisecond // times the try, with jitter
+	uploadTries = 3
 )
 
 // listingAge is how long a repository is taken to lack the referrers API.
@@ -156,19 +159,48 @@ func (c *Client) attach(ctx context.Context, ref attest.ImageRef, r referrer) er
 		return err
 	}
 	for _, b := range r.blobs {
-		if err := remote.WriteLayer(s.repo, b, s.options(ctx)...); err != nil {
-			return s.host.failure(ctx, err)
+		if err := c.upload(ctx, s, b); err != nil {
+			return err
 		}
 	}
 	if _, err := s.put(ctx, r.descriptor.Digest.String(), r.descriptor.MediaType, r.raw, ""); err != nil {
 		return err
 	}
-	unlock, err := c.fallback.lock(ctx, ref.String())
+	unlock, err := c.locks.lock(ctx, ref.String())
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	return c.list(ctx, s, ref, r.descriptor)
+}
+
+// upload stores a blob. Distribution answers DIGEST_INVALID to one of two uploads
+// of the same bytes at the same moment, and one bundle is attached to an index
+// and all of its platforms: in this process they wait for each other, and for
+// other processes it is tried again, which its digest makes safe.
+func (c *Client) upload(ctx context.Context, s *session, blob v1.Layer) error {
+	digest, err := blob.Digest()
+	if err != nil {
+		return fmt.Errorf("hashing a blob: %w", err)
+	}
+	unlock, err := c.locks.lock(ctx, s.repo.Digest(digest.String()).String()+" blob")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for try := 1; ; try++ {
+		err := remote.WriteLayer(s.repo, blob, s.options(ctx)...)
+		var answered *transport.Error
+		if err == nil {
+			return nil
+		}
+		if try == uploadTries || !errors.As(err, &answered) || answered.StatusCode != http.StatusBadRequest {
+			return s.host.failure(ctx, err)
+		}
+		if err := pause(ctx, try); err != nil {
+			return s.host.failure(ctx, err)
+		}
+	}
 }
 
 // put writes a manifest under a digest or a tag. With match it asks the registry
@@ -188,7 +220,7 @@ func (s *session) put(ctx context.Context, reference string, mt types.MediaType,
 	case http.StatusPreconditionFailed:
 		return false, nil
 	}
-	return false, s.host.refusal(a.status)
+	return false, s.host.refusal(a.status, a.body)
 }
 
 // list returns when the registry lists add among the referrers of ref, and with
@@ -297,7 +329,7 @@ func (s *session) referrersAPI(ctx context.Context, d attest.Digest) (*listing, 
 		case http.StatusNotFound, http.StatusBadRequest, http.StatusMethodNotAllowed, http.StatusNotAcceptable, http.StatusNotImplemented:
 			return nil, nil
 		default:
-			return nil, s.host.refusal(a.status)
+			return nil, s.host.refusal(a.status, a.body)
 		}
 		if _, err := l.read(a); err != nil {
 			return nil, err
@@ -366,10 +398,12 @@ func (l *listing) read(a *answer) (map[string]json.RawMessage, error) {
 // (distribution-spec, "Referrers Tag Schema").
 func fallbackTag(d attest.Digest) string { return "sha256-" + d.Hex() }
 
-// referrersTag reads the fallback tag; a missing one lists nothing.
+// referrersTag reads the fallback tag; a missing one lists nothing. Every type is
+// asked for: to a narrower question a registry answers 404 when the tag names
+// something else, and that must not be overwritten.
 func (s *session) referrersTag(ctx context.Context, d attest.Digest) (*listing, error) {
 	l := &listing{byDigest: map[string]json.RawMessage{}}
-	a, err := s.do(ctx, http.MethodGet, "manifests/"+fallbackTag(d), nil, maxManifest, "Accept", string(types.OCIImageIndex))
+	a, err := s.do(ctx, http.MethodGet, "manifests/"+fallbackTag(d), nil, maxManifest, "Accept", strings.Join(accepted, ","))
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +412,7 @@ func (s *session) referrersTag(ctx context.Context, d attest.Digest) (*listing, 
 	case http.StatusNotFound:
 		return l, nil
 	default:
-		return nil, s.host.refusal(a.status)
+		return nil, s.host.refusal(a.status, a.body)
 	}
 	l.etag = a.header.Get("ETag")
 	l.index, err = l.read(a)
@@ -532,7 +566,7 @@ func (s *session) blob(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 		return nil, err
 	}
 	if a.status != http.StatusOK {
-		return nil, s.host.refusal(a.status)
+		return nil, s.host.refusal(a.status, a.body)
 	}
 	if attest.Hash(a.body) != digestOf(d) || int64(len(a.body)) != d.Size {
 		return nil, attest.Errorf(attest.DigestMismatch, "registry %s answers for blob %s with other bytes", s.host.name, d.Digest)
@@ -590,6 +624,6 @@ func (l *locks) lock(ctx context.Context, name string) (unlock func(), err error
 		return func() { <-n.held; leave() }, nil
 	case <-ctx.Done():
 		leave()
-		return nil, attest.Errorf(attest.RegistryUnavailable, "waiting for other bundles of %s: %w", name, ctx.Err())
+		return nil, attest.Errorf(attest.RegistryUnavailable, "waiting for another write of %s: %w", name, ctx.Err())
 	}
 }

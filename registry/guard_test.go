@@ -431,6 +431,7 @@ func TestG13(t *testing.T) {
 }
 
 func TestG20Misbehaviour(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		status int
 		asked  int

@@ -61,15 +61,27 @@ func devRegistry(t testing.TB) string {
 
 var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
-// debianRegistry starts Debian's docker-registry, which has no referrers API.
+// debianRegistry starts Debian's docker-registry, which has no referrers API, in
+// memory.
 func debianRegistry(t testing.TB) string {
+	t.Helper()
+	return startDebian(t, "inmemory: {}")
+}
+
+// debianRegistryOnDisk is as slow as the disk, and has the races of one.
+func debianRegistryOnDisk(t testing.TB) string {
+	t.Helper()
+	return startDebian(t, fmt.Sprintf("filesystem: {rootdirectory: %q}", t.TempDir()))
+}
+
+func startDebian(t testing.TB, storage string) string {
 	t.Helper()
 	path, err := exec.LookPath("docker-registry")
 	if err != nil {
 		t.Fatalf("Debian's docker-registry is needed for this test (apt-get install docker-registry): %v", err)
 	}
 	config := filepath.Join(t.TempDir(), "config.yml")
-	text := fmt.Sprintf("version: 0.1\nstorage:\n  filesystem: {rootdirectory: %q}\n  delete: {enabled: true}\nhttp: {addr: \"127.0.0.1:0\"}\n", t.TempDir())
+	text := "version: 0.1\nstorage:\n  " + storage + "\n  delete: {enabled: true}\nhttp: {addr: \"127.0.0.1:0\"}\n"
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -110,8 +122,11 @@ func image(t testing.TB, layers ...string) v1.Image {
 	t.Helper()
 	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
 	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
+	img, err := mutate.ConfigFile(img, &v1.ConfigFile{OS: "linux", Architecture: "amd64", RootFS: v1.RootFS{Type: "layers"}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, l := range layers {
-		var err error
 		if img, err = mutate.AppendLayers(img, static.NewLayer([]byte(l), types.OCIUncompressedLayer)); err != nil {
 			t.Fatal(err)
 		}

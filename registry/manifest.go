@@ -58,7 +58,7 @@ func (c *Client) get(ctx context.Context, repo attest.Repository, reference stri
 		return nil, attest.Errorf(attest.SubjectNotFound, "%s has no manifest %s: push the image before it is named here", repo, reference)
 	}
 	if a.status != http.StatusOK {
-		return nil, s.host.refusal(a.status)
+		return nil, s.host.refusal(a.status, a.body)
 	}
 	digest := attest.Hash(a.body)
 	if says := a.header.Get("Docker-Content-Digest"); strings.HasPrefix(says, "sha256:") && says != digest.String() {

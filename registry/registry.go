@@ -9,6 +9,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -92,7 +94,7 @@ type Client struct {
 	timeout     time.Duration
 	copyTimeout time.Duration
 	log         *slog.Logger
-	fallback    locks
+	locks       locks // of subjects and blobs that are being written
 
 	mu        sync.Mutex // guards what follows
 	sessions  map[sessionKey]*session
@@ -363,7 +365,8 @@ func (h *host) failure(ctx context.Context, err error) error {
 	}
 	var answered *transport.Error
 	if errors.As(err, &answered) {
-		return h.refusal(answered.StatusCode)
+		body, _ := json.Marshal(answered)
+		return h.refusal(answered.StatusCode, body)
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return fmt.Errorf("asking registry %s: %w", h.name, context.Canceled)
@@ -381,15 +384,28 @@ func (h *host) loginFailure(ctx context.Context, err error) error {
 	return h.failure(ctx, err)
 }
 
-// refusal is the error for a status that is not what was hoped for.
-func (h *host) refusal(status int) error {
+// refusal is the error for a status that is not what was hoped for. Of the
+// answer only the code is repeated, which is one of a fixed form
+// (distribution-spec, "Error Codes").
+func (h *host) refusal(status int, body []byte) error {
+	said := http.StatusText(status)
+	var answer struct {
+		Errors []struct {
+			Code string `json:"code"`
+		} `json:"errors"`
+	}
+	if json.Unmarshal(body, &answer) == nil && len(answer.Errors) > 0 && errorCode.MatchString(answer.Errors[0].Code) {
+		said = answer.Errors[0].Code
+	}
 	switch {
 	case status == http.StatusNotFound:
-		return attest.Errorf(attest.SubjectNotFound, "registry %s does not have it", h.name)
+		return attest.Errorf(attest.SubjectNotFound, "registry %s does not have it (%s)", h.name, said)
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return attest.Errorf(attest.RegistryDenied, "registry %s refuses the service's credentials (%d): check registries.credentials and the account's rights", h.name, status)
+		return attest.Errorf(attest.RegistryDenied, "registry %s refuses the service's credentials (%d %s): check registries.credentials and the account's rights", h.name, status, said)
 	case status == http.StatusTooManyRequests || status == http.StatusRequestTimeout || status >= 500:
-		return attest.Errorf(attest.RegistryUnavailable, "registry %s answers %d %s: try again later", h.name, status, http.StatusText(status))
+		return attest.Errorf(attest.RegistryUnavailable, "registry %s answers %d %s: try again later", h.name, status, said)
 	}
-	return attest.Errorf(attest.RegistryDenied, "registry %s answers %d %s", h.name, status, http.StatusText(status))
+	return attest.Errorf(attest.RegistryDenied, "registry %s answers %d %s", h.name, status, said)
 }
+
+var errorCode = regexp.MustCompile(`^[A-Z_]{1,40}$`)

@@ -89,7 +89,7 @@ func (c *Client) copy(ctx context.Context, ref attest.ImageRef, doc *document, r
 	if err != nil {
 		return err
 	}
-	if err := copyBlobs(ctx, from, to, docs); err != nil {
+	if err := c.copyBlobs(ctx, from, to, docs); err != nil {
 		return err
 	}
 	for _, d := range docs {
@@ -143,7 +143,7 @@ const ociRestrictedZstd types.MediaType = "application/vnd.oci.image.layer.nondi
 // copyBlobs copies what manifests refer to, mounting it where both repositories
 // are of one registry. The receiving registry and go-containerregistry both check
 // the digests.
-func copyBlobs(ctx context.Context, from, to *session, docs []*document) error {
+func (c *Client) copyBlobs(ctx context.Context, from, to *session, docs []*document) error {
 	blobs := map[attest.Digest]v1.Descriptor{}
 	for _, d := range docs {
 		if d.image == nil {
@@ -162,12 +162,12 @@ func copyBlobs(ctx context.Context, from, to *session, docs []*document) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for _, b := range blobs {
-		g.Go(func() error { return copyBlob(ctx, from, to, b) })
+		g.Go(func() error { return c.copyBlob(ctx, from, to, b) })
 	}
 	return g.Wait()
 }
 
-func copyBlob(ctx context.Context, from, to *session, d v1.Descriptor) error {
+func (c *Client) copyBlob(ctx context.Context, from, to *session, d v1.Descriptor) error {
 	at := from.repo.Digest(d.Digest.String())
 	layer, err := remote.Layer(at, from.options(ctx)...)
 	if err != nil {
@@ -183,8 +183,8 @@ func copyBlob(ctx context.Context, from, to *session, d v1.Descriptor) error {
 	if from.host == to.host {
 		layer = &remote.MountableLayer{Layer: layer, Reference: name.Reference(at)}
 	}
-	if err := remote.WriteLayer(to.repo, layer, to.options(ctx)...); err != nil {
-		return fmt.Errorf("copying %s: %w", d.Digest, to.host.failure(ctx, err))
+	if err := c.upload(ctx, to, layer); err != nil {
+		return fmt.Errorf("copying %s: %w", d.Digest, err)
 	}
 	return nil
 }
