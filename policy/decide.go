@@ -98,6 +98,7 @@ type inquiry struct {
 type claimed struct {
 	*verifier.Evidence
 	said  attest.Provenance
+	inner attest.InternalParameters // of said
 	level int
 }
 
@@ -116,7 +117,7 @@ func (p *Policy) newInquiry(req Request) *inquiry {
 			q.signatures = append(q.signatures, e)
 		case e.Kind() == attest.KindProvenance && e.PredicateType() == attest.PredicateProvenance:
 			if said, ok := e.Provenance(); ok {
-				q.provenances = append(q.provenances, &claimed{e, said, attest.BuildLevel(p.known.Service, said.RunDetails.Builder.ID)})
+				q.provenances = append(q.provenances, &claimed{e, said, said.Internal(), attest.BuildLevel(p.known.Service, said.RunDetails.Builder.ID)})
 			}
 		}
 	}
@@ -195,7 +196,7 @@ func (q *inquiry) conflicting() string {
 // origin names source and commit, by the id of the repository where there is one:
 // a renamed repository is the same.
 func (c *claimed) origin() string {
-	b := c.said.Internal().Claims
+	b := &c.inner.Claims
 	source := b.SourceURI
 	if b.RepositoryID != "" {
 		source = "repository " + b.RepositoryID
@@ -275,8 +276,7 @@ func (s *Stage) version(q *inquiry) string {
 	if q.request.Version != "" || len(q.accepted) == 0 {
 		return q.request.Version
 	}
-	_, ref, _ := q.accepted[0].said.Source()
-	if tag, ok := strings.CutPrefix(ref, "refs/tags/"); ok && strings.HasPrefix(tag, "v") {
+	if tag, ok := strings.CutPrefix(q.accepted[0].inner.Claims.Ref, "refs/tags/"); ok && strings.HasPrefix(tag, "v") {
 		return tag
 	}
 	return ""
@@ -291,7 +291,7 @@ func (q *inquiry) use(e *verifier.Evidence) {
 
 // summary returns "acme/payments main 4be1d0c run 9912": for people.
 func (c *claimed) summary() string {
-	b := c.said.Internal().Claims
+	b := &c.inner.Claims
 	source := b.Repository
 	if source == "" {
 		source = b.SourceURI
@@ -326,6 +326,9 @@ func printable(s string) string {
 	const most = 2000
 	if len(s) > most {
 		s = s[:most] + "…"
+	}
+	if !strings.ContainsFunc(s, func(r rune) bool { return (r < ' ' || r > '~') && !unicode.IsPrint(r) }) {
+		return s
 	}
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {

@@ -51,7 +51,7 @@ func (r *baseImageRule) spec() any {
 func (r *baseImageRule) judge(q *inquiry) attest.RuleResult {
 	out := attest.RuleResult{Outcome: attest.Fail, Required: r.required()}
 	for _, c := range q.accepted {
-		base := c.said.Internal().Base
+		base := c.inner.Base
 		if base.Result == attest.Unclaimed {
 			continue
 		}

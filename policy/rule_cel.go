@@ -67,7 +67,7 @@ func (q *inquiry) vars() map[string]any {
 	p := &ProvenanceVars{}
 	if len(q.accepted) > 0 {
 		c := q.accepted[0]
-		b, base := c.said.Internal().Claims, c.said.Internal().Base
+		b, base := &c.inner.Claims, &c.inner.Base
 		*p = ProvenanceVars{
 			Source: b.SourceURI, SourceID: b.RepositoryID, Ref: b.Ref, Commit: b.Commit, WorkflowPath: b.WorkflowPath,
 			Event: b.Event, Runner: b.Runner, Level: int64(c.level), Builder: c.said.RunDetails.Builder.ID,

@@ -142,7 +142,7 @@ func (r *provenanceRule) meets(q *inquiry, c *claimed) *lack {
 	if err := q.policy.bound(c); err != nil {
 		return &lack{reason: attest.SourceMismatch, found: err.Error(), next: "do not trust this record: report it to the operator"}
 	}
-	b := c.said.Internal().Claims
+	b := &c.inner.Claims
 	source := strings.ReplaceAll(r.source, "{name}", q.name)
 	builder := c.said.RunDetails.Builder.ID
 	switch {
@@ -175,7 +175,7 @@ func respell(got, want string) string {
 // the statement must name it, and the builder must be the one that this service
 // gives to the certificate's runner.
 func (p *Policy) bound(c *claimed) error {
-	signer, said := c.Signer(), c.said.Internal()
+	signer, said := c.Signer(), &c.inner
 	if !slices.Contains(p.issuerURLs, signer.Issuer) {
 		return fmt.Errorf("its signer's issuer %s is not configured", orUnknown(signer.Issuer))
 	}
@@ -192,7 +192,7 @@ func (p *Policy) bound(c *claimed) error {
 // grade is that of the git dependency that names the source and its commit; ""
 // when there is none.
 func (c *claimed) grade() attest.Grade {
-	uri, _, commit := c.said.Source()
+	uri, commit := c.inner.Claims.SourceURI, c.inner.Claims.Commit
 	if uri == "" || commit == "" {
 		return ""
 	}

@@ -100,9 +100,8 @@ func (p *Policy) admits(q *inquiry, e *verifier.Evidence, c *claimed) bool {
 
 // claimVars are the variables of the caller that a provenance describes.
 func (p *Policy) claimVars(issuer string, s verifier.Signer, c *claimed) *CallerVars {
-	said := c.said.Internal()
 	return callerVars(attest.Identity{
-		IssuerName: issuer, Provider: said.Token.Provider, Kind: p.known.Issuers[issuer],
-		Issuer: said.Token.Issuer, Subject: said.Token.Subject, SAN: s.SAN, Build: said.Claims,
+		IssuerName: issuer, Provider: c.inner.Token.Provider, Kind: p.known.Issuers[issuer],
+		Issuer: c.inner.Token.Issuer, Subject: c.inner.Token.Subject, SAN: s.SAN, Build: c.inner.Claims,
 	})
 }
