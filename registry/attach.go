@@ -231,6 +231,7 @@ func (c *Client) list(ctx context.Context, s *session, ref attest.ImageRef, add 
 		return fmt.Errorf("marshalling a descriptor: %w", err)
 	}
 	seen := map[string]json.RawMessage{add.Digest.String(): entry}
+	gone := map[string]bool{}
 	for try := range listTries {
 		if try > 0 {
 			if err := pause(ctx, try); err != nil {
@@ -248,8 +249,15 @@ func (c *Client) list(ctx context.Context, s *session, ref attest.ImageRef, add 
 		if l.api {
 			continue // the registry keeps the list itself, some with a delay
 		}
+		l.drop(gone)
 		maps.Copy(seen, l.byDigest)
 		if err := s.extend(ctx, ref.Digest, l, missing); err != nil {
+			// Distribution refuses a list that names a manifest which was deleted.
+			if more := s.deleted(ctx, l); len(more) > 0 {
+				maps.Copy(gone, more)
+				maps.DeleteFunc(seen, func(d string, _ json.RawMessage) bool { return gone[d] })
+				continue
+			}
 			return err
 		}
 	}
@@ -284,6 +292,28 @@ func (l *listing) missing(seen map[string]json.RawMessage) []json.RawMessage {
 	for _, d := range slices.Sorted(maps.Keys(seen)) {
 		if _, ok := l.byDigest[d]; !ok {
 			out = append(out, seen[d])
+		}
+	}
+	return out
+}
+
+// drop takes entries out of the listing.
+func (l *listing) drop(gone map[string]bool) {
+	l.order = slices.DeleteFunc(l.order, func(d string) bool { return gone[d] })
+	maps.DeleteFunc(l.byDigest, func(d string, _ json.RawMessage) bool { return gone[d] })
+}
+
+// deleted returns the listed manifests that the registry says it no longer has.
+func (s *session) deleted(ctx context.Context, l *listing) map[string]bool {
+	out := map[string]bool{}
+	for _, d := range l.order {
+		digest, err := attest.ParseDigest(d)
+		if err != nil {
+			continue
+		}
+		a, err := s.do(ctx, http.MethodHead, "manifests/"+digest.String(), nil, maxOther, "Accept", strings.Join(accepted, ","))
+		if err == nil && a.status == http.StatusNotFound {
+			out[d] = true
 		}
 	}
 	return out

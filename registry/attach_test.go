@@ -163,6 +163,44 @@ func TestAttachKeepsForeignEntries(t *testing.T) {
 	}
 }
 
+// A foreign referrer that was deleted is still in the list, which Distribution
+// then refuses to take.
+func TestAttachAfterDeletion(t *testing.T) {
+	host := debianRegistry(t)
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	ref := push(t, host+"/team/app", "1", image(t, "x"))
+	want(t, c.Attach(t.Context(), ref, []byte("kept"), predicate, created), "")
+	want(t, c.Attach(t.Context(), ref, []byte("gone"), predicate, created), "")
+	var gone string
+	for d := range listed(t, ref) {
+		if strings.Contains(get(t, host, "team/app", d, ociManifest), attest.Hash([]byte("gone")).String()) {
+			gone = d
+		}
+	}
+	req, err := http.NewRequest(http.MethodDelete, "http://"+host+"/v2/team/app/manifests/"+gone, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusAccepted {
+		t.Fatalf("deleting %s: %d", gone, resp.StatusCode)
+	}
+	want(t, c.Attach(t.Context(), ref, []byte("new"), predicate, created), "")
+	got, err := c.Attached(t.Context(), ref)
+	want(t, err, "")
+	slices.SortFunc(got, bytes.Compare)
+	if diff := cmp.Diff([][]byte{[]byte("kept"), []byte("new")}, got); diff != "" {
+		t.Error(diff)
+	}
+	if entries := listed(t, ref); len(entries) != 2 {
+		t.Errorf("listed %v", entries)
+	}
+}
+
 func sizeOf(t testing.TB, what remote.Taggable) int {
 	t.Helper()
 	raw, err := what.RawManifest()

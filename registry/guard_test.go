@@ -459,6 +459,21 @@ func TestG20Misbehaviour(t *testing.T) {
 			}
 		})
 	}
+	t.Run("the registry's error code is passed on, its words are not", func(t *testing.T) {
+		f := newFake(t, nil)
+		ref := f.serve("a/app", ociManifest, manifest(""))
+		denied := page{status: http.StatusForbidden, body: `{"errors":[{"code":"DENIED","message":"s3cr3t"}]}`}
+		f.set("POST /v2/a/app/blobs/uploads/", denied)
+		f.set("/v2/a/b/manifests/"+ref.Digest.String(), denied)
+		c := newClient(t, registry.Config{Hosts: plain(f.host())})
+		_, read := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/b"), Digest: ref.Digest}, "")
+		for _, err := range []error{read, c.Attach(t.Context(), ref, []byte("b"), "type", time.Unix(0, 0))} {
+			want(t, err, attest.RegistryDenied)
+			if !strings.Contains(err.Error(), "403 DENIED") || strings.Contains(err.Error(), "s3cr3t") {
+				t.Errorf("message: %v", err)
+			}
+		}
+	})
 	t.Run("G20 writes are not repeated blindly", func(t *testing.T) {
 		f := newFake(t, nil)
 		ref := f.serve("a/app", ociManifest, manifest(""))

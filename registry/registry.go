@@ -365,7 +365,7 @@ func (h *host) failure(ctx context.Context, err error) error {
 	}
 	var answered *transport.Error
 	if errors.As(err, &answered) {
-		body, _ := json.Marshal(answered)
+		body, _ := json.Marshal(map[string]any{"errors": answered.Errors})
 		return h.refusal(answered.StatusCode, body)
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
