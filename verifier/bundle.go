@@ -179,9 +179,13 @@ func (v *Verifier) logged(p parsed) (logKey, error) {
 	if p.proofIndex != p.record.Index {
 		return logKey{}, attest.Errorf(attest.LogProofInvalid, "the proof is for index %d, the entry has %d", p.proofIndex, p.record.Index)
 	}
-	l, err := v.inclusion(p.record)
+	l, cp, err := v.inclusion(p.record)
 	if err != nil {
 		return logKey{}, err
+	}
+	// sigstore-go reads the root from the signed text and leaves this one alone.
+	if !bytes.Equal(p.rootHash, cp.Hash) {
+		return logKey{}, attest.Errorf(attest.CheckpointInvalid, "the proof names another root than its checkpoint does")
 	}
 	if !bytes.Equal(p.logID, l.id) {
 		return logKey{}, attest.Errorf(attest.CheckpointInvalid, "the log entry names another log than its checkpoint does")

@@ -2,6 +2,7 @@ package verifier
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
@@ -18,8 +19,6 @@ import (
 	flog "github.com/transparency-dev/formats/log"
 	"github.com/transparency-dev/merkle/proof"
 	"github.com/transparency-dev/merkle/rfc6962"
-
-	"crypto"
 
 	"github.com/hallmarkd/hallmark/attest"
 )
@@ -357,29 +356,29 @@ func (v *Verifier) precertificate(e attest.Envelope) error {
 	return attest.Errorf(attest.CertificateInvalid, "the precertificate was not issued by an authority of the trust root")
 }
 
-// inclusion checks that r is in the log under its checkpoint and returns which
-// log that is (C2SP tlog-checkpoint, RFC 6962 section 2.1.1).
-func (v *Verifier) inclusion(r attest.Record) (logKey, error) {
+// inclusion checks that r is in the log under its checkpoint, and returns which
+// log that is with the checkpoint (C2SP tlog-checkpoint, RFC 6962 section 2.1.1).
+func (v *Verifier) inclusion(r attest.Record) (logKey, *flog.Checkpoint, error) {
 	if len(r.Checkpoint) > maxCheckpoint || len(r.Proof) > maxProof {
-		return logKey{}, attest.Errorf(attest.TooLarge, "the checkpoint or the inclusion proof is too long")
+		return logKey{}, nil, attest.Errorf(attest.TooLarge, "the checkpoint or the inclusion proof is too long")
 	}
 	l, cp, err := v.checkpoint(r.Checkpoint)
 	if err != nil {
-		return logKey{}, err
+		return logKey{}, nil, err
 	}
 	if cp.Size != r.TreeSize || len(cp.Hash) != sha256.Size || cp.Size > math.MaxInt64 {
-		return logKey{}, attest.Errorf(attest.CheckpointInvalid, "the checkpoint is for %d entries, the proof for %d", cp.Size, r.TreeSize)
+		return logKey{}, nil, attest.Errorf(attest.CheckpointInvalid, "the checkpoint is for %d entries, the proof for %d", cp.Size, r.TreeSize)
 	}
 	for _, h := range r.Proof {
 		if len(h) != sha256.Size {
-			return logKey{}, attest.Errorf(attest.LogProofInvalid, "the inclusion proof holds something that is no hash")
+			return logKey{}, nil, attest.Errorf(attest.LogProofInvalid, "the inclusion proof holds something that is no hash")
 		}
 	}
 	id := r.Envelope.ID()
 	if err := proof.VerifyInclusion(rfc6962.DefaultHasher, r.Index, cp.Size, id[:], r.Proof, cp.Hash); err != nil {
-		return logKey{}, attest.Errorf(attest.LogProofInvalid, "the entry is not in the log where it says: %w", err)
+		return logKey{}, nil, attest.Errorf(attest.LogProofInvalid, "the entry is not in the log where it says: %w", err)
 	}
-	return l, nil
+	return l, cp, nil
 }
 
 // checkpoint opens a signed note by a log of the trust root.

@@ -196,7 +196,7 @@ func (v *Verifier) Record(r attest.Record) (ev *Evidence, err error) {
 	if r.ID != r.Envelope.ID() {
 		return nil, attest.Errorf(attest.LogEntryMismatch, "record %s is not the leaf of its envelope", r.ID)
 	}
-	l, err := v.inclusion(r)
+	l, _, err := v.inclusion(r)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,343 @@
+package verifier_test
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/verifier"
+)
+
+// What the service signs is evidence, by record and by bundle, and plain
+// sigstore-go agrees (H11 of the important direction: never more than it).
+func TestRoundTrip(t *testing.T) {
+	w := newWorld(t)
+	img := image
+	img.Platforms = []attest.Platform{{Name: "linux/amd64", Digest: attest.Hash([]byte("amd64"))}, {Name: "linux/arm64", Digest: attest.Hash([]byte("arm64"))}}
+	id := identity()
+	ci := verifier.Signer{SAN: id.SAN, Issuer: id.Issuer, Build: id.Build}
+	gate := verifier.Signer{Gate: true, SAN: service + "/gate", Issuer: service}
+	promotion := must(attest.PromotionStatement(img, attest.Promotion{Decided: attest.Decided{Track: "payments", Stage: "test"}}))(t)
+	denial := must(attest.DenialStatement(img.Ref, attest.Denial{}))(t)
+	effect := must(attest.EffectStatement(img.Ref, attest.Effect{}))(t)
+	policy := must(attest.PolicyStatement(attest.PolicyChange{Version: 1, Digest: img.Ref.Digest}))(t)
+	vsa := must(attest.VSAStatement(service, img, attest.Promotion{}))(t)
+	for _, row := range []struct {
+		name     string
+		envelope attest.Envelope
+		kind     attest.RecordKind
+		signer   verifier.Signer
+		covers   []attest.Digest
+	}{
+		{"signature", w.by(id, must(attest.SignatureStatement(img, "r"))(t)), attest.KindSignature, ci, img.Digests()},
+		{"provenance", w.by(id, provenance(t, id, img)), attest.KindProvenance, ci, img.Digests()},
+		{"summary by certificate", w.by(attest.GateIdentity(service), vsa), attest.KindVSA, gate, img.Digests()},
+		{"summary by key", w.gate(vsa), attest.KindVSA, gate, img.Digests()},
+		{"promotion", w.gate(promotion), attest.KindPromotion, gate, img.Digests()},
+		{"denial", w.gate(denial), attest.KindDenial, gate, []attest.Digest{img.Ref.Digest}},
+		{"effect", w.gate(effect), attest.KindEffect, gate, []attest.Digest{img.Ref.Digest}},
+		{"policy", w.gate(policy), attest.KindPolicy, gate, []attest.Digest{img.Ref.Digest}},
+		{"other evidence", w.by(id, statementOf("https://example.com/test/v1", `{"ok":true}`)), attest.KindEvidence, ci, []attest.Digest{image.Ref.Digest}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			must0(t, w.verifier.Envelope(row.envelope))
+			r := w.log(row.envelope)
+			byRecord := must(w.verifier.Record(r))(t)
+			raw := w.bundle(r)
+			for _, d := range row.covers {
+				byBundle := must(w.verifier.Bundle(raw, d))(t)
+				if !w.accepts(raw, d) {
+					t.Fatalf("plain sigstore-go refuses what was accepted for %s", d)
+				}
+				if !byBundle.Covers(d) || byBundle.ID() != byRecord.ID() || byBundle.EnvelopeDigest() != byRecord.EnvelopeDigest() {
+					t.Fatalf("bundle and record are not the same evidence")
+				}
+			}
+			want := must(r.DSSE())(t)
+			if byRecord.ID() != r.ID || byRecord.Index() != r.Index || byRecord.Kind() != row.kind || byRecord.EnvelopeDigest() != attest.Hash(want) || !byRecord.Time().Equal(w.now) {
+				t.Errorf("evidence %s %d %s %s", byRecord.ID(), byRecord.Index(), byRecord.Kind(), byRecord.Time())
+			}
+			if diff := cmp.Diff(row.signer, byRecord.Signer()); diff != "" {
+				t.Errorf("signer (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(row.covers, byRecord.Digests()); diff != "" {
+				t.Errorf("digests (-want +got):\n%s", diff)
+			}
+			if byRecord.Covers(attest.Hash([]byte("other"))) || len(byRecord.Names()) != len(row.covers) {
+				t.Errorf("covers too much, or names %q", byRecord.Names())
+			}
+			p, ok := byRecord.Provenance()
+			if _, _, commit := p.Source(); ok != (row.kind == attest.KindProvenance) || (ok && commit != id.Build.Commit) {
+				t.Errorf("provenance %v, commit %q", ok, commit)
+			}
+		})
+	}
+}
+
+// The gate's name in a certificate of another issuer is not the gate.
+func TestGateIsNotOnlyAName(t *testing.T) {
+	w := newWorld(t)
+	must0(t, w.verifier.Envelope(w.forge(forged{}, statementOf("https://example.com/x", "{}"))))
+	e := w.forge(forged{certificate: name(service + "/gate")}, must(attest.VSAStatement(service, image, attest.Promotion{}))(t))
+	if got := attest.ReasonOf(w.verifier.Envelope(e)); got != attest.SignerMismatch {
+		t.Fatalf("a summary by a stranger with the gate's name: %q", got)
+	}
+}
+
+func TestNoFalseDerivations(t *testing.T) {
+	w := newWorld(t)
+	id := identity()
+	id.Provider, id.Build.WorkflowName = "generic", ""
+	id.Build.ConfigURI = "https://github.com/evil/api/.github/workflows/release.yml@refs/heads/main"
+	id.Build.RunURI = "https://github.com/acme/api/actions/runs/9912/attempts/1?x=2"
+	s := must(w.verifier.Record(w.log(w.by(id, must(attest.SignatureStatement(image, "r"))(t)))))(t).Signer()
+	if s.Build.WorkflowPath != "" || s.Build.RunID != "" || s.Build.RunAttempt != "" || s.Build.Repository != "acme/api" {
+		t.Fatalf("derived %+v", s.Build)
+	}
+}
+
+func TestPrecertificate(t *testing.T) {
+	w := newWorld(t)
+	c := must(w.signer.Credential(identity()))(t)
+	must0(t, w.verifier.Envelope(c.Precertificate))
+	if _, err := w.verifier.Record(w.log(c.Precertificate)); attest.ReasonOf(err) != attest.PayloadType {
+		t.Errorf("a precertificate as evidence: %v", err)
+	}
+	for _, row := range []struct {
+		name  string
+		alter func(*attest.Envelope)
+		want  attest.Reason
+	}{
+		{"C14 the certificate itself", func(e *attest.Envelope) { e.Payload = c.Certificate }, attest.CertificateInvalid},
+		{"signature altered", func(e *attest.Envelope) { e.Signature = mangled(e.Signature) }, attest.SignatureInvalid},
+		{"altered", func(e *attest.Envelope) { e.Payload = mangled(e.Payload) }, attest.CertificateInvalid},
+		{"J01 no DER", func(e *attest.Envelope) { e.Payload = []byte("x") }, attest.CertificateInvalid},
+		{"H05 by the gate key", func(e *attest.Envelope) { e.PublicKey = spki(t, &w.keys["gate"].PublicKey) }, attest.CertificateInvalid},
+		{"with a timestamp", func(e *attest.Envelope) { e.Timestamp = []byte{1} }, attest.BundleMalformed},
+		{"an authority", func(e *attest.Envelope) { e.Payload = w.ca.Raw }, attest.CertificateInvalid},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			e := c.Precertificate
+			row.alter(&e)
+			if got := attest.ReasonOf(w.verifier.Envelope(e)); got != row.want {
+				t.Errorf("reason %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+// K09: rows of the index that somebody has changed.
+func TestRecordAltered(t *testing.T) {
+	w := newWorld(t)
+	good := w.log(w.by(identity(), provenance(t, identity(), image)))
+	other := w.log(w.by(identity(), must(attest.SignatureStatement(image, "r"))(t)))
+	must(w.verifier.Record(good))(t)
+	for _, row := range []struct {
+		name  string
+		alter func(*attest.Record)
+		want  attest.Reason
+	}{
+		{"id", func(r *attest.Record) { r.ID = other.ID }, attest.LogEntryMismatch},
+		{"index", func(r *attest.Record) { r.Index++ }, attest.LogProofInvalid},
+		{"huge index", func(r *attest.Record) { r.Index = 1 << 63 }, attest.LogProofInvalid},
+		{"size", func(r *attest.Record) { r.TreeSize++ }, attest.CheckpointInvalid},
+		{"proof", func(r *attest.Record) { r.Proof = other.Proof }, attest.LogProofInvalid},
+		{"checkpoint", func(r *attest.Record) { r.Checkpoint = mangled(r.Checkpoint) }, attest.CheckpointInvalid},
+		{"payload", func(r *attest.Record) { r.Payload = other.Payload }, attest.SignatureInvalid},
+		{"whole envelope", func(r *attest.Record) { r.Envelope, r.ID = other.Envelope, other.ID }, attest.LogProofInvalid},
+		{"C16 gate key beside the certificate", func(r *attest.Record) { r.PublicKey = spki(t, &w.keys["gate"].PublicKey) }, attest.BundleMalformed},
+		{"neither certificate nor key", func(r *attest.Record) { r.Certificate = nil }, attest.BundleMalformed},
+		{"C12 no timestamp", func(r *attest.Record) { r.Timestamp = nil }, attest.TimestampInvalid},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			r := good
+			row.alter(&r)
+			ev, err := w.verifier.Record(r)
+			if got := attest.ReasonOf(err); got != row.want || ev != nil {
+				t.Errorf("evidence %v, %v, want %q", ev, err, row.want)
+			}
+		})
+	}
+	lying := good
+	lying.Facts = attest.Facts{Kind: attest.KindPromotion, Time: time.Unix(0, 0)}
+	if ev := must(w.verifier.Record(lying))(t); ev.Kind() != attest.KindProvenance || !ev.Time().Equal(w.now) {
+		t.Errorf("the index's word was taken: %s %s", ev.Kind(), ev.Time())
+	}
+}
+
+// C13: a verifier that knows nothing panics inside and accepts nothing.
+func TestZeroVerifierAcceptsNothing(t *testing.T) {
+	w := newWorld(t)
+	r := w.log(w.by(identity(), provenance(t, identity(), image)))
+	for name, v := range map[string]*verifier.Verifier{"C13 zero": {}, "C13 nil": nil} {
+		t.Run(name, func(t *testing.T) {
+			if got := attest.ReasonOf(v.Envelope(r.Envelope)); got != attest.BundleMalformed {
+				t.Errorf("Envelope: %q", got)
+			}
+			if ev, err := v.Record(r); attest.ReasonOf(err) != attest.BundleMalformed || ev != nil {
+				t.Errorf("Record: %v, %v", ev, err)
+			}
+			if ev, err := v.Bundle(w.bundle(r), image.Ref.Digest); attest.ReasonOf(err) != attest.BundleMalformed || ev != nil {
+				t.Errorf("Bundle: %v, %v", ev, err)
+			}
+		})
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	w := newWorld(t)
+	alter := func(change func(b map[string]any)) []byte { return edit(t, w.signer.TrustedRoot(), change) }
+	without := func(name string) []byte { return alter(func(b map[string]any) { delete(b, name) }) }
+	for _, row := range []struct {
+		name       string
+		root, gate []byte
+	}{
+		{"D08 no authority", without("certificateAuthorities"), nil},
+		{"D08 no log", without("tlogs"), nil},
+		{"C14 no certificate log", without("ctlogs"), nil},
+		{"E02 no timestamp authority", without("timestampAuthorities"), nil},
+		{"C18 other version", alter(func(b map[string]any) {
+			b["mediaType"] = "application/vnd.dev.sigstore.trustedroot.v0.2+json"
+		}), nil},
+		{"E02 timestamp authority without its certificate", alter(func(b map[string]any) {
+			chain := in(b, "timestampAuthorities", 0, "certChain").(map[string]any)
+			chain["certificates"] = chain["certificates"].([]any)[1:]
+		}), nil},
+		{"E01 timestamp authority of another root", alter(func(b map[string]any) {
+			in(b, "timestampAuthorities", 0, "certChain", "certificates", 1).(map[string]any)["rawBytes"] = b64(newWorld(t).root.Raw)
+		}), nil},
+		{"authority without intermediate", alter(func(b map[string]any) {
+			chain := in(b, "certificateAuthorities", 0, "certChain").(map[string]any)
+			chain["certificates"] = chain["certificates"].([]any)[1:]
+		}), nil},
+		{"log without address", alter(func(b map[string]any) { delete(in(b, "tlogs", 0).(map[string]any), "baseUrl") }), nil},
+		{"no JSON", []byte("{"), nil},
+		{"gate key is no PEM", w.signer.TrustedRoot(), []byte("x")},
+		{"gate key is a certificate", w.signer.TrustedRoot(), []byte("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n")},
+		{"gate key is no key", w.signer.TrustedRoot(), []byte("-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n")},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if _, err := verifier.New(row.root, row.gate, service); attest.ReasonOf(err) != attest.BadConfig {
+				t.Errorf("New = %v", err)
+			}
+		})
+	}
+}
+
+// Without a gate key nothing that it signed counts, and certificates still do.
+func TestWithoutGateKey(t *testing.T) {
+	w := newWorld(t)
+	v := must(verifier.New(w.signer.TrustedRoot(), nil, service))(t)
+	vsa := must(attest.VSAStatement(service, image, attest.Promotion{}))(t)
+	must(v.Record(w.log(w.by(attest.GateIdentity(service), vsa))))(t)
+	r := w.log(w.gate(vsa))
+	if _, err := v.Record(r); attest.ReasonOf(err) != attest.SignerMismatch {
+		t.Errorf("Record: %v", err)
+	}
+	if _, err := v.Bundle(w.bundle(r), image.Ref.Digest); attest.ReasonOf(err) != attest.SignerMismatch {
+		t.Errorf("Bundle: %v", err)
+	}
+}
+
+// C05: the gate key counts from when the trust root says.
+func TestGateKeyWindow(t *testing.T) {
+	w := newWorld(t)
+	late := edit(t, w.signer.TrustedRoot(), func(b map[string]any) {
+		in(b, "certificateAuthorities", 0, "validFor").(map[string]any)["start"] = w.now.Add(time.Minute).UTC().Format(time.RFC3339)
+	})
+	v := must(verifier.New(late, w.signer.GateKeyPEM(), service))(t)
+	payload := must(attest.DenialStatement(image.Ref, attest.Denial{}))(t)
+	if _, err := v.Record(w.log(w.gate(payload))); attest.ReasonOf(err) != attest.CertificateInvalid {
+		t.Errorf("C05 before the window: %v", err)
+	}
+	w.now = w.now.Add(2 * time.Minute)
+	must(v.Record(w.log(w.gate(payload))))(t)
+}
+
+// E11: the authority of the trust root counts only in its own window.
+func TestAuthorityWindow(t *testing.T) {
+	w := newWorld(t)
+	r := w.log(w.by(identity(), provenance(t, identity(), image)))
+	for _, row := range []struct {
+		authority, bound string
+		at               time.Duration
+		want             attest.Reason
+	}{
+		{"certificateAuthorities", "end", time.Hour, ""},
+		{"certificateAuthorities", "end", -time.Second, attest.CertificateInvalid},
+		{"certificateAuthorities", "start", time.Minute, attest.CertificateInvalid},
+		{"timestampAuthorities", "end", time.Hour, ""},
+		{"timestampAuthorities", "end", -time.Second, attest.TimestampInvalid},
+		{"timestampAuthorities", "start", time.Minute, attest.TimestampInvalid},
+	} {
+		t.Run("E11 "+row.authority+" "+row.bound+" "+row.at.String(), func(t *testing.T) {
+			tr := edit(t, w.signer.TrustedRoot(), func(b map[string]any) {
+				in(b, row.authority, 0, "validFor").(map[string]any)[row.bound] = w.now.Add(row.at).UTC().Format(time.RFC3339)
+			})
+			_, err := must(verifier.New(tr, w.signer.GateKeyPEM(), service))(t).Record(r)
+			if got := attest.ReasonOf(err); got != row.want {
+				t.Errorf("%v, want %q", err, row.want)
+			}
+		})
+	}
+}
+
+// statementOf is a well-formed statement about image.
+func statementOf(predicateType, predicate string) []byte {
+	raw, err := json.Marshal(attest.Statement{
+		Type:    attest.StatementType,
+		Subject: []attest.Subject{{Name: "registry.example.com/payments/api", Digest: map[string]string{"sha256": image.Ref.Digest.Hex()}}}, PredicateType: predicateType,
+		Predicate: json.RawMessage(predicate),
+	})
+	if err != nil {
+		panic(err)
+	}
+	return raw
+}
+
+// mangled returns b with one bit altered near the end, where DER and PEM hold values.
+func mangled(b []byte) []byte {
+	out := append([]byte(nil), b...)
+	out[len(out)-6] ^= 1
+	return out
+}
+
+func BenchmarkEnvelope(b *testing.B) {
+	w := newWorld(b)
+	e := w.by(identity(), provenance(b, identity(), image))
+	for b.Loop() {
+		must0(b, w.verifier.Envelope(e))
+	}
+}
+
+func BenchmarkEnvelopeNewCertificate(b *testing.B) {
+	w := newWorld(b)
+	payload := provenance(b, identity(), image)
+	for b.Loop() {
+		b.StopTimer()
+		id := identity()
+		id.TokenID = attest.Key(time.Now().String())
+		e := w.by(id, payload)
+		b.StartTimer()
+		must0(b, w.verifier.Envelope(e))
+	}
+}
+
+func BenchmarkRecord(b *testing.B) {
+	w := newWorld(b)
+	r := w.log(w.by(identity(), provenance(b, identity(), image)))
+	for b.Loop() {
+		must(w.verifier.Record(r))(b)
+	}
+}
+
+func BenchmarkBundle(b *testing.B) {
+	w := newWorld(b)
+	raw := w.bundle(w.log(w.by(identity(), provenance(b, identity(), image))))
+	for b.Loop() {
+		must(w.verifier.Bundle(raw, image.Ref.Digest))(b)
+	}
+}
