@@ -88,11 +88,11 @@ func (g *Gate) verifyStage(ctx context.Context, d Decision) (Decision, error) {
 		return Decision{}, err
 	}
 	result.Outcome, result.Reason = attest.Fail, attest.NotPromoted
-	result.Found = "this digest was never promoted to " + d.Stage
+	result.Found = "never been promoted to " + d.Stage
 	result.Next = "hallmark promote " + d.Ref.String() + " --to-stage " + d.Stage
 	for _, e := range d.Safe {
 		if e.Digest == d.Ref.Digest {
-			result.Reason, result.Found = attest.Superseded, "it was replaced in "+d.Stage
+			result.Reason, result.Found = attest.Superseded, "been replaced in "+d.Stage
 		}
 	}
 	d.Verdict, d.Results = Denied, []attest.RuleResult{result}
@@ -127,6 +127,11 @@ const maxSafe = 5
 
 // fill adds what the stage holds and what it held before.
 func (g *Gate) fill(ctx context.Context, d *Decision) error {
+	d.Now, d.Safe = nil, nil
+	st, err := g.Ledger.Stage(ctx, d.Track, d.Stage, d.Ref.Repository)
+	if err != nil || st.Head == nil { // without a head nothing was ever DONE there
+		return err
+	}
 	past, err := g.Ledger.Promotions(ctx, d.Track, d.Stage, d.Ref.Repository, 50)
 	if err != nil {
 		return err
@@ -135,7 +140,6 @@ func (g *Gate) fill(ctx context.Context, d *Decision) error {
 	if err != nil {
 		return err
 	}
-	d.Now, d.Safe = nil, nil
 	if running != nil {
 		d.Now = []StageEntry{entry(*running)}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/pprof"
 	"time"
 )
 
@@ -31,7 +32,19 @@ func main() {
 		seconds = flag.Int("seconds", 5, "how long each rate is measured")
 		callers = flag.Int("callers", 256, "concurrent callers")
 	)
+	profile := flag.String("cpuprofile", "", "file for a CPU profile of the whole run")
 	flag.Parse()
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err == nil {
+			err = pprof.StartCPUProfile(f)
+		}
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
+		defer pprof.StopCPUProfile()
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	b := &bench{ctx: ctx, window: time.Duration(*seconds) * time.Second, callers: *callers}

@@ -118,6 +118,8 @@ func (b *bench) rawLog() (float64, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
+	ctx, stop := context.WithCancel(b.ctx)
+	defer stop() // Tessera publishes until its context ends
 	secret, _, err := note.GenerateKey(rand.Reader, "bench.example.com")
 	if err != nil {
 		return 0, err
@@ -126,27 +128,27 @@ func (b *bench) rawLog() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	driver, err := posix.New(b.ctx, posix.Config{Path: filepath.Join(dir, "log")})
+	driver, err := posix.New(ctx, posix.Config{Path: filepath.Join(dir, "log")})
 	if err != nil {
 		return 0, err
 	}
-	appender, shutdown, reader, err := tessera.NewAppender(b.ctx, driver, tessera.NewAppendOptions().
+	appender, shutdown, reader, err := tessera.NewAppender(ctx, driver, tessera.NewAppendOptions().
 		WithCheckpointSigner(signer).WithBatching(256, 10*time.Millisecond).WithCheckpointInterval(100*time.Millisecond))
 	if err != nil {
 		return 0, err
 	}
-	await := tessera.NewPublicationAwaiter(b.ctx, reader.ReadCheckpoint, 10*time.Millisecond)
+	await := tessera.NewPublicationAwaiter(ctx, reader.ReadCheckpoint, 10*time.Millisecond)
 	body := strings.Repeat("x", 2600)
 	var n atomic.Int64
 	perSecond, _, err := b.rate(b.callers, func(int, int) error {
 		var last tessera.IndexFuture
 		for range 3 {
-			last = appender.Add(b.ctx, tessera.NewEntry([]byte(body+strconv.FormatInt(n.Add(1), 10))))
+			last = appender.Add(ctx, tessera.NewEntry([]byte(body+strconv.FormatInt(n.Add(1), 10))))
 		}
-		_, _, err := await.Await(b.ctx, last)
+		_, _, err := await.Await(ctx, last)
 		return err
 	})
-	if e := shutdown(b.ctx); err == nil {
+	if e := shutdown(ctx); err == nil {
 		err = e
 	}
 	return perSecond, err

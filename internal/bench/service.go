@@ -175,11 +175,16 @@ func (b *bench) signings(in *instance) error {
 	debug.FreeOSMemory()
 	b.add(row{Name: "memory idle", Value: residentMiB(), Unit: "MiB", Reach: "<= 100"})
 	var n atomic.Int64
-	_, lat, err := b.rate(1, func(int, int) error { k := n.Add(1); return in.sign(b.ctx, k, k) })
+	// An idle log: the last checkpoint is older than its interval.
+	_, lat, err := b.rate(1, func(int, int) error {
+		time.Sleep(150 * time.Millisecond)
+		k := n.Add(1)
+		return in.sign(b.ctx, k, k)
+	})
 	if err != nil {
 		return err
 	}
-	b.add(row{Name: "signing, one caller, p50", Value: percentile(lat, 0.5), Unit: "ms", Reach: "<= 50"})
+	b.add(row{Name: "signing on an idle log, p50", Value: percentile(lat, 0.5) - 150, Unit: "ms", Reach: "<= 50"})
 
 	before := in.ledger.Size()
 	bytesBefore, err := diskBytes(in.dir)

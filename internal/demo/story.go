@@ -107,7 +107,7 @@ func (d *demo) refusals() error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.hallmark(d.gate, denied, "NOT_SIGNED", "promote", unsigned, "--to-stage", "test"); err != nil {
+	if _, err := d.hallmark(d.gate, denied, "no signature over this digest", "promote", unsigned, "--to-stage", "test"); err != nil {
 		return err
 	}
 
@@ -138,7 +138,7 @@ func (d *demo) refusals() error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.hallmark(d.gate, denied, "NOT_PROMOTED", "verify", changed, "--stage", "prod"); err != nil {
+	if _, err := d.hallmark(d.gate, denied, "never been promoted to prod", "verify", changed, "--stage", "prod"); err != nil {
 		return err
 	}
 
@@ -146,7 +146,7 @@ func (d *demo) refusals() error {
 	if _, err := d.hallmark(d.ci, yes, "", "sign", changed); err != nil {
 		return err
 	}
-	if _, err := d.hallmark(d.gate, denied, "STAGE_SKIPPED", "promote", changed, "--to-stage", "prod", "--version", "1.0.1"); err != nil {
+	if _, err := d.hallmark(d.gate, denied, "to be in staging first", "promote", changed, "--to-stage", "prod", "--version", "1.0.1"); err != nil {
 		return err
 	}
 
@@ -163,7 +163,7 @@ func (d *demo) refusals() error {
 	if err != nil {
 		return err
 	}
-	_, err = d.hallmark(d.ci, 1, "BASE_CONTRADICTED", "sign", unsigned, "--base", falseBase)
+	_, err = d.hallmark(d.ci, denied, "BASE_CONTRADICTED", "sign", unsigned, "--base", falseBase)
 	return err
 }
 
@@ -171,7 +171,7 @@ func (d *demo) refusals() error {
 func (d *demo) stock() error {
 	title("Verify with stock cosign: no Hallmark, no network but the registry")
 	root := filepath.Join(d.work, "trusted_root.json")
-	if _, err := d.hallmark(d.ci, yes, "", "trust-root", "--out", root); err != nil {
+	if _, err := d.hallmark(d.ci, yes, "", "trust-root", "--out-file", root); err != nil {
 		return err
 	}
 	identity := fmt.Sprintf("--certificate-identity %s --certificate-oidc-issuer %s", signer, d.env.Issuer)
