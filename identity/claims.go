@@ -39,8 +39,8 @@ func parseClaims(raw []byte) (claims, error) {
 // but for case, at any depth. encoding/json alone takes the last of them, so that
 // this service and another could read different things (attacks A22).
 func parseObject(raw []byte) (map[string]any, error) {
-	if !utf8.Valid(raw) || !json.Valid(raw) {
-		return nil, errors.New("it is not valid JSON in UTF-8")
+	if !utf8.Valid(raw) {
+		return nil, errors.New("it is not UTF-8")
 	}
 	d := json.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
@@ -64,7 +64,7 @@ func parseValue(d *json.Decoder, depth int) (any, error) {
 	}
 	t, err := d.Token()
 	if err != nil {
-		return nil, errors.New("it ends too early")
+		return nil, errors.New("it is not valid JSON")
 	}
 	switch t {
 	case json.Delim('{'):
@@ -89,7 +89,7 @@ func parseMembers(d *json.Decoder, depth int) (map[string]any, error) {
 	for d.More() {
 		t, err := d.Token()
 		if err != nil {
-			return nil, errors.New("it ends too early")
+			return nil, errors.New("it is not valid JSON")
 		}
 		name, ok := t.(string)
 		if !ok {

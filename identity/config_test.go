@@ -160,6 +160,13 @@ func TestConfigIsCopied(t *testing.T) {
 	a := newAuth(t, c, conf)
 	conf.Owners[0], conf.Algorithms[0] = "1", "ES256"
 	accepted(t, a, mint(t, i, job(nil)))
+
+	mapped := identity.Issuer{Name: "ci", Provider: "generic", Issuer: i.URL(), PlainHTTP: true, Claims: map[string]string{"commit": "sha"}}
+	a = newAuth(t, c, mapped)
+	mapped.Claims["commit"] = "workflow"
+	if id := accepted(t, a, mint(t, i, job(nil))); id.Build.Commit != commit {
+		t.Fatalf("commit %q: the mapping changed", id.Build.Commit)
+	}
 }
 
 func TestNobodyIsKnown(t *testing.T) {
@@ -278,6 +285,12 @@ func TestGeneric(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			refused(t, a, mint(t, i, claims(map[string]any{row.claim: row.value})), row.want)
 		})
+	}
+	conf.SAN = ""
+	unnamed := newAuth(t, c, conf)
+	refused(t, unnamed, mint(t, i, claims(map[string]any{"project_path": "group/../evil"})), attest.TokenClaims)
+	if id := accepted(t, unnamed, mint(t, i, claims(map[string]any{"project_path": nil}))); id.Build.SourceURI != "" {
+		t.Errorf("source %q of no repository", id.Build.SourceURI)
 	}
 	t.Run("own project", func(t *testing.T) {
 		accepted(t, a, mint(t, i, claims(map[string]any{"job_project_id": "42"})))

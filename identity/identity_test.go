@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -516,6 +517,13 @@ func TestText(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) { refused(t, a, row.token, row.want) })
 	}
+	// Who sends an encrypted token is told so.
+	if _, err := a.Authenticate(t.Context(), good+".x.y"); !strings.Contains(err.Error(), "three parts") {
+		t.Errorf("five parts: %v", err)
+	}
+	// What nobody may use is refused for itself, whatever the issuer.
+	none := b64([]byte(`{"alg":"none"}`)) + "." + b64([]byte(`{"iss":"https://unknown.example"}`)) + "." + sig
+	refused(t, a, none, attest.TokenAlgorithm)
 }
 
 // nextInAlphabet returns the character that differs from c in the lowest bit.
@@ -682,6 +690,7 @@ func TestKeysFitTheAlgorithm(t *testing.T) {
 		{name: "A27 right salt", key: rsaKey, alg: jose.PS256, craft: pss(t, rsaKey, 32)},
 		{name: "A27 PSS under RS256", key: rsaKey, alg: jose.RS256, craft: pss(t, rsaKey, 32), want: attest.TokenSignature},
 		{name: "A28 weak RSA", key: weak, alg: jose.RS256, want: attest.TokenKeyUnknown},
+		{name: "A08 huge RSA", key: rsaKey, alg: jose.RS256, publish: set("n", b64(bytes.Repeat([]byte{0xff}, 4096))), craft: zeros(4096), want: attest.TokenKeyUnknown},
 		{name: "A28 P-384 key for ES256", key: p384, alg: jose.ES256, craft: zeros(64), want: attest.TokenAlgorithm},
 		{name: "A28 P-256 key for ES384", key: p256, alg: jose.ES384, craft: zeros(96), want: attest.TokenAlgorithm},
 		{name: "A28 P-256 key for EdDSA", key: p256, alg: jose.EdDSA, craft: zeros(64), want: attest.TokenAlgorithm},
@@ -719,6 +728,23 @@ func TestKeysFitTheAlgorithm(t *testing.T) {
 			}
 			refused(t, a, token, row.want)
 		})
+	}
+}
+
+// A02, A27: an algorithm that fits the key but is not configured for the issuer.
+func TestAlgorithmNotConfigured(t *testing.T) {
+	c := newClock()
+	i := startIssuer(t, c, "")
+	key := newRSA(t, 2048)
+	conf := gitHubIssuer(i)
+	set := mustJSON(t, jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k"}}})
+	conf.JWKSURI = serve(t, string(set))
+	a := newAuth(t, c, conf)
+	now := c.Now().Unix()
+	payload := mustJSON(t, job(map[string]any{"iss": i.URL(), "iat": now, "nbf": now, "exp": now + 60}))
+	accepted(t, a, sign(t, key, jose.RS256, payload))
+	for _, alg := range []jose.SignatureAlgorithm{jose.PS256, jose.RS384, jose.RS512} {
+		refused(t, a, sign(t, key, alg, payload), attest.TokenAlgorithm)
 	}
 }
 
@@ -852,6 +878,9 @@ func FuzzAuthenticate(f *testing.F) {
 				t.Fatalf("an identity came with the error:\n%s", diff)
 			}
 			return
+		}
+		if !json.Valid([]byte(payload)) {
+			t.Fatalf("accepted what is not JSON: %q", payload)
 		}
 		if !sealed || id.Subject == "" || id.SAN == "" || id.Issuer != i.URL() || id.Build.OwnerID != dev.GitHubID("acme") || !attest.CommitPattern.MatchString(id.Build.Commit) {
 			t.Fatalf("accepted with a hole: %+v", id)

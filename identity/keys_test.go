@@ -311,7 +311,7 @@ func TestA08HostileAnswers(t *testing.T) {
 		{"unknown members", write(`{"keys":[` + one + `,{"kty":"new","kid":"n"}],"x":1}`), ""},
 		{"100 keys", write(many(one, 100)), ""},
 		{"A08 101 keys", write(many(one, 101)), attest.KeysUnavailable},
-		{"A08 more than a mebibyte", write(strings.Repeat(" ", 1<<20) + keys), attest.KeysUnavailable},
+		{"A08 more than a mebibyte", write(keys + strings.Repeat(" ", 1<<20)), attest.KeysUnavailable},
 		{"A08 endless", endless, attest.KeysUnavailable},
 		{"A08 never answers", hang, attest.KeysUnavailable},
 		{"A08 error page", down, attest.KeysUnavailable},
@@ -366,6 +366,27 @@ func endless(w http.ResponseWriter, r *http.Request) {
 		if _, err := w.Write(bytes.Repeat([]byte(" "), 64<<10)); err != nil {
 			return
 		}
+	}
+}
+
+// An endless answer is left, not read until the time is over: what the server can
+// get rid of stays within the limit and the buffers of the connection.
+func TestA08EndlessAnswerIsLeft(t *testing.T) {
+	c := newClock()
+	i := startIssuer(t, c, "")
+	written := make(chan int, 1)
+	conf := gitHubIssuer(i)
+	conf.JWKSURI = serveFunc(t, func(w http.ResponseWriter, _ *http.Request) {
+		n, sent := 0, 0
+		var err error
+		for chunk := bytes.Repeat([]byte(" "), 64<<10); err == nil && sent < 256<<20; sent += n {
+			n, err = w.Write(chunk)
+		}
+		written <- sent
+	}) + "/keys"
+	refused(t, newAuth(t, c, conf), mint(t, i, job(nil)), attest.KeysUnavailable)
+	if got := <-written; got > 64<<20 {
+		t.Fatalf("the server could send %d bytes", got)
 	}
 }
 
