@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -135,7 +137,7 @@ func historyRow(r *recordInfo) []string {
 	facet := func(name string) string { return strings.Join(r.Facets[name], ",") }
 	image := facet(attest.FacetRepository)
 	if d := r.Facets[attest.FacetDigest]; len(d) > 0 {
-		image += "@" + shortDigest(d[0])
+		image += "@" + clipped(d[0])
 		if len(d) > 1 {
 			image += fmt.Sprintf(" +%d", len(d)-1)
 		}
@@ -147,6 +149,15 @@ func historyRow(r *recordInfo) []string {
 		}
 	}
 	return []string{strconv.FormatInt(r.Number, 10), r.Time, r.Kind, image, strings.Join(about, "  ")}
+}
+
+// clipped shortens a digest to what tells it from all others in a list.
+func clipped(digest string) string {
+	d, err := attest.ParseDigest(digest)
+	if err != nil {
+		return digest
+	}
+	return "sha256:" + d.Short() + "…"
 }
 
 type decisionCmd struct {
@@ -341,7 +352,9 @@ func (c *trustRootCmd) Run(ctx context.Context, a *app) error {
 		if err != nil {
 			return err
 		}
-		gate = resp.GetPem()
+		if gate, err = publicKey(resp.GetPem()); err != nil {
+			return err
+		}
 	}
 	switch {
 	case c.Fingerprint:
@@ -349,10 +362,9 @@ func (c *trustRootCmd) Run(ctx context.Context, a *app) error {
 	case c.GateKey:
 		out = []byte(gate)
 	case a.Output == "json":
-		if out, err = json.MarshalIndent(trustRootInfo{s.fingerprint, s.service, rawJSON(s.trustedRoot), gate}, "", "  "); err != nil {
+		if out, err = encodeJSON(trustRootInfo{s.fingerprint, s.service, rawJSON(s.trustedRoot), gate}); err != nil {
 			return err
 		}
-		out = append(out, '\n')
 	}
 	switch {
 	case c.File != "":
@@ -370,4 +382,22 @@ func (c *trustRootCmd) Run(ctx context.Context, a *app) error {
 	}
 	a.note("wrote %s, trust root %s", c.File, s.fingerprint)
 	return nil
+}
+
+// publicKey reads a public key in PEM and writes it anew, so that nothing else of
+// the server's text is shown or stored.
+func publicKey(text string) (string, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil {
+		return "", fmt.Errorf("the server's gate key is no PEM")
+	}
+	key, err := x509.ParsePKIXPublicKey(block.Bytes)
+	if err != nil {
+		return "", fmt.Errorf("reading the server's gate key: %w", err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key)
+	if err != nil {
+		return "", fmt.Errorf("reading the server's gate key: %w", err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), nil
 }

@@ -129,9 +129,6 @@ func (a *app) decided(d *hallmarkv1.Decision, q question) result {
 	} else {
 		r.rules(d)
 	}
-	if d.GetVerdict() == verdictAborted {
-		r.add("  %s moved meanwhile: repeat the command, it decides afresh", d.GetStage())
-	}
 	if d.GetStage() != "" && !q.offline {
 		r.add("%s", a.standing(d))
 	}
@@ -183,7 +180,7 @@ func passedRule(x *hallmarkv1.RuleResult, summary string) string {
 func finding(x *hallmarkv1.RuleResult) string {
 	switch required, found := x.GetRequired(), x.GetFound(); {
 	case attest.Outcome(x.GetOutcome()) == attest.Errored:
-		return "could not be judged: " + orElse(found, required)
+		return orElse(found, "could not be judged")
 	case required == "":
 		return found
 	case found == "":
@@ -206,8 +203,15 @@ func (r *result) explained(d *hallmarkv1.Decision) {
 			}
 		}
 	}
+	r.field("image", "%s", d.GetImage())
+	for _, e := range d.GetNow() {
+		r.field("now", "%s %s", e.GetDigest(), e.GetTarget())
+	}
+	for _, e := range d.GetSafe() {
+		r.field("safe", "%s", e.GetDigest())
+	}
 	if p := d.GetPolicy(); p != nil {
-		r.add("  policy %s version %d, judged on the first %d records", p.GetUri(), p.GetVersion(), d.GetLogSize())
+		r.field("policy", "%s version %d, judged on the first %d records", p.GetUri(), p.GetVersion(), d.GetLogSize())
 	}
 }
 
@@ -245,7 +249,8 @@ func (a *app) day(t *timestamppb.Timestamp) string {
 	return at.Format("2 Jan 2006")
 }
 
-// shortImage drops the registry's host and most of the digest; the JSON has both.
+// shortImage drops the registry's host and most of the digest; JSON and
+// --explain have both.
 func shortImage(image string) string {
 	ref, err := attest.ParseImageRef(image)
 	if err != nil {
@@ -259,7 +264,7 @@ func shortDigest(digest string) string {
 	if err != nil {
 		return digest
 	}
-	return "sha256:" + d.Short() + "…"
+	return "sha256:" + d.Hex()[:4] + "…"
 }
 
 func newDecisionInfo(d *hallmarkv1.Decision, q question) *decisionInfo {

@@ -49,8 +49,8 @@ var reasonExits = map[attest.Reason]int{
 	attest.RoleMissing: exitNotPermitted, attest.SourceNotAllowed: exitNotPermitted,
 	attest.EventNotAllowed: exitNotPermitted, attest.HostNotAllowed: exitNotPermitted,
 	attest.RedirectRefused: exitNotPermitted, attest.RealmRefused: exitNotPermitted,
-	attest.ForeignLayer: exitNotPermitted,
-	attest.TokenSpent:   exitNotPermitted, // another token is needed
+	attest.ForeignLayer: exitNotPermitted, attest.RegistryDenied: exitNotPermitted,
+	attest.TokenSpent: exitNotPermitted, // another token is needed
 
 	attest.SubjectNotFound: exitNotFound, attest.RecordNotFound: exitNotFound,
 	attest.StageUnknown: exitNotFound, attest.TrackUnknown: exitNotFound,
@@ -58,7 +58,8 @@ var reasonExits = map[attest.Reason]int{
 	attest.KeysUnavailable: exitUnavailable, attest.RegistryUnavailable: exitUnavailable,
 	attest.LedgerUnavailable: exitUnavailable, attest.ShuttingDown: exitUnavailable,
 	attest.RateLimited: exitUnavailable, attest.ClockSkew: exitUnavailable,
-	attest.PolicyOutdated: exitUnavailable, // a replica that will catch up
+	attest.PolicyOutdated:   exitUnavailable, // a replica that will catch up
+	attest.DeadlineExceeded: exitUnavailable,
 
 	attest.StageMoved: exitMoved,
 
@@ -68,6 +69,7 @@ var reasonExits = map[attest.Reason]int{
 	attest.LedgerBehind: exitFailure, attest.KeyPermissions: exitFailure,
 	attest.PolicyRollback: exitFailure, attest.IdentityChanged: exitFailure,
 	attest.Internal: exitFailure, attest.EffectFailed: exitFailure,
+	attest.Cancelled: exitFailure, attest.MethodUnknown: exitFailure,
 
 	attest.DigestMismatch: exitDenied, attest.ManifestAmbiguous: exitDenied,
 	attest.BaseContradicted: exitDenied, attest.BaseNotAllowed: exitDenied,

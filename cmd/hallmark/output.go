@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 )
 
@@ -70,11 +71,11 @@ func plain(s string) string {
 func (a *app) print(r result) error {
 	switch a.Output {
 	case "json":
-		raw, err := json.MarshalIndent(r.data, "", "  ")
+		raw, err := encodeJSON(r.data)
 		if err != nil {
-			return fmt.Errorf("writing the result as JSON: %w", err)
+			return err
 		}
-		return a.write(append(raw, '\n'))
+		return a.write(raw)
 	case "md":
 		doc := r.markdown()
 		if path := a.getenv("GITHUB_STEP_SUMMARY"); path != "" {
@@ -85,6 +86,29 @@ func (a *app) print(r result) error {
 		return a.write(doc)
 	}
 	return a.write(r.text(a.stdoutTerminal && a.getenv("NO_COLOR") == "" && a.getenv("TERM") != "dumb"))
+}
+
+// encodeJSON renders a result for programs. What is not printable is escaped here
+// too, because people read it on terminals; the values stay the same.
+func encodeJSON(data any) ([]byte, error) {
+	var raw bytes.Buffer
+	enc := json.NewEncoder(&raw)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(data); err != nil {
+		return nil, fmt.Errorf("writing the result as JSON: %w", err)
+	}
+	var b bytes.Buffer
+	for _, r := range raw.String() {
+		if strconv.IsPrint(r) || r == '\n' {
+			b.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.Encode([]rune{r}) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.Bytes(), nil
 }
 
 // write hands the result out; a full disk or a closed pipe is a failure.

@@ -1,0 +1,291 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	ocireg "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/internal/testkit"
+	hallmarkv1 "github.com/hallmarkd/hallmark/proto/hallmark/v1"
+	"github.com/hallmarkd/hallmark/registry"
+)
+
+// An address where nobody listens: one clear line, and the code that says that
+// repeating is safe.
+func TestUnreachable(t *testing.T) {
+	code, stdout, stderr := run1(t, &app{}, "--server", "http://127.0.0.1:1", "whoami")
+	if code != exitUnavailable || stdout != "" || !strings.HasPrefix(stderr, "hallmark: cannot reach http://127.0.0.1:1: ") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
+	}
+}
+
+func TestTimeout(t *testing.T) {
+	a := &app{}
+	p := startPeer(t, nil)
+	p.answer("GetTrustedRoot", []byte(`{"error": {"code": 14, "message": "starting"}}`))
+	code, _, stderr := run1(t, a, "--server", p.url, "--timeout", "1ms", "whoami")
+	if code != exitUnavailable || !strings.Contains(stderr, "no answer within 1ms (--timeout)") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+func TestInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var out bytes.Buffer
+	p := startPeer(t, nil)
+	a := &app{stdout: io.Discard, stderr: &out, now: time.Now, getenv: func(string) string { return "" }, backoff: backoff{2, "0.01s", "0.01s"}}
+	if code := run(ctx, a, []string{"--server", p.url, "trust-root"}); code != exitFailure || !strings.Contains(out.String(), "interrupted") {
+		t.Errorf("exit %d: %s", code, out.String())
+	}
+}
+
+// The token that is sent is the one that was given, and it is in no output.
+func TestTokenIsSentAndNotShown(t *testing.T) {
+	p := startPeer(t, nil)
+	token := jwt("x")
+	dir := t.TempDir()
+	for _, output := range []string{"text", "json", "md"} {
+		a := &app{getenv: func(k string) string {
+			return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": token}[k]
+		}}
+		_, stdout, stderr := run1(t, a, "--server", p.url, "-v", "--output", output, "sign", image)
+		if p.token != token {
+			t.Fatalf("the server got %q", p.token)
+		}
+		for _, part := range append(strings.Split(token, "."), token) {
+			if len(part) > 8 && strings.Contains(stdout+stderr, part) {
+				t.Errorf("L01 the token is shown: %s%s", stdout, stderr)
+			}
+		}
+	}
+	shown := fmt.Sprintf("%v %+v %#v %s", bearer{secret(token), true}, bearer{secret(token), true}, secret(token), secret(token))
+	if strings.Contains(shown, token) {
+		t.Errorf("L01 a token formats as %s", shown)
+	}
+}
+
+// L03: a token is for a connection that is encrypted, or does not leave the machine.
+func TestTokenNeedsEncryption(t *testing.T) {
+	if !(bearer{secret: "x"}).RequireTransportSecurity() {
+		t.Error("a token may be sent unencrypted to another machine")
+	}
+	for _, row := range []struct {
+		name, server string
+		plain, local bool
+		bad          bool
+	}{
+		{"https", "https://hallmark.example.com", false, false, false},
+		{"https on this machine", "https://127.0.0.1:8443", false, true, false},
+		{"http on this machine", "http://127.0.0.1:8080", true, true, false},
+		{"http IPv6", "http://[::1]:8080", true, true, false},
+		{"http localhost", "http://localhost:8080", true, true, false},
+		{"L03 http elsewhere", "http://hallmark.example.com", false, false, true},
+		{"L03 http private", "http://10.0.0.1", false, false, true},
+		{"L03 http name of a loopback", "http://localhost.example.com", false, false, true},
+		{"L03 http other spelling", "http://127.1", false, false, true},
+		{"L03 http user", "http://localhost@evil.example.com", false, false, true},
+		{"no scheme", "hallmark.example.com", false, false, true},
+		{"other scheme", "ftp://hallmark.example.com", false, false, true},
+		{"query", "https://hallmark.example.com?x=1", false, false, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			a := &app{}
+			a.Server = row.server
+			got, err := a.target()
+			if (err != nil) != row.bad || err != nil && exitCode(err) != exitUsage {
+				t.Fatalf("target(%s): %v", row.server, err)
+			}
+			if err == nil && (got.plain != row.plain || got.local != row.local) {
+				t.Errorf("target(%s) = %+v", row.server, got)
+			}
+		})
+	}
+}
+
+// "localhost" that resolves to another machine is not dialled in the clear.
+func TestPlainDialerChecksTheAddress(t *testing.T) {
+	a := &app{stderr: io.Discard, now: time.Now, backoff: backoff{2, "0.01s", "0.01s"}}
+	s, err := a.dial(target{url: "http://localhost", host: "192.0.2.1:80", plain: true, local: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.meet(t.Context()); err == nil || !strings.Contains(err.Error(), "is not this machine") {
+		t.Errorf("L03: %v", err)
+	}
+}
+
+// B13: a server cannot make a job ask for a token in somebody else's name.
+func TestAudience(t *testing.T) {
+	for _, row := range []struct {
+		name, server, service, fingerprint string
+		local, ok                          bool
+	}{
+		{"same host", "https://hallmark.example.com:8443", "https://hallmark.example.com", "", false, true},
+		{"on this machine", "http://127.0.0.1:8080", "https://hallmark.example.com", "", true, true},
+		{"told by fingerprint", "https://10.0.0.7", "https://hallmark.example.com", "ab", false, true},
+		{"B13 other host", "https://evil.example.com", "https://hallmark.example.com", "", false, false},
+		{"B13 other service's audience", "https://evil.example.com", "sts.amazonaws.com", "", false, false},
+		{"B13 audience with a parameter", "https://evil.example.com", "https://evil.example.com&audience=sts", "", false, false},
+		{"B13 audience with a query", "http://127.0.0.1", "https://127.0.0.1?audience=x", "", true, false},
+		{"B13 audience with a fragment", "http://127.0.0.1", "https://127.0.0.1#x", "", true, false},
+		{"no name", "http://127.0.0.1", "", "", true, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := &session{app: &app{}, server: row.server, service: row.service, local: row.local}
+			s.app.TrustRootSHA256 = row.fingerprint
+			got, err := s.audience()
+			if (err == nil) != row.ok || err == nil && got != row.service {
+				t.Errorf("audience %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestAudiences(t *testing.T) {
+	for _, row := range []struct {
+		name, token string
+		want        int
+	}{
+		{"one", jwt("a"), 1},
+		{"several", "x.eyJhdWQiOlsiYSIsImIiXX0.y", 2},
+		{"none", "x.e30.y", 0},
+		{"number", "x.eyJhdWQiOjF9.y", 0},
+		{"no JSON", "x.AAAA.y", 0},
+		{"no base64", "x.%.y", 0},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := audiences(secret(row.token)); len(got) != row.want {
+				t.Errorf("audiences %q, want %d", got, row.want)
+			}
+		})
+	}
+}
+
+func FuzzParseToken(f *testing.F) {
+	f.Add(jwt("a"))
+	f.Add("a.b.c\n")
+	f.Fuzz(func(t *testing.T, raw string) {
+		token, err := parseToken(raw, "it")
+		if err != nil {
+			if err.Error() != "TOKEN_MALFORMED: it holds no JWT" {
+				t.Errorf("the error shows more than where the token came from: %v", err)
+			}
+			return
+		}
+		if strings.ContainsAny(string(token), " \r\n\t") || len(token) > maxToken {
+			t.Errorf("%q is no token for a header", string(token))
+		}
+		audiences(token)
+	})
+}
+
+// The job attaches with its own rights, and looks tags up when it is asked to.
+func TestAttachByClient(t *testing.T) {
+	reg := httptest.NewServer(ocireg.New(ocireg.WithReferrersSupport(true), ocireg.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(reg.Close)
+	host := strings.TrimPrefix(reg.URL, "http://")
+	img, err := random.Image(1000, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, err := name.ParseReference(host + "/payments/api:1.4")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(tag, img); err != nil {
+		t.Fatal(err)
+	}
+	h, err := img.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := attest.ParseImageRef(host + "/payments/api@" + h.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startPeer(t, nil)
+	p.attach = hallmarkv1.AttachState_ATTACH_STATE_CLIENT
+
+	// Plain HTTP is never assumed, not even here (attacks G15).
+	if code, _, stderr := run1(t, &app{}, "--server", p.url, "sign", tag.String(), "--resolve"); code == exitOK {
+		t.Fatalf("spoke plain HTTP unasked: %s", stderr)
+	}
+	code, stdout, stderr := run1(t, &app{}, "--server", p.url, "sign", tag.String(), "--resolve", "--attach=client", "--registry-plain-http")
+	if code != exitOK || !strings.Contains(stdout, "by this job, read back") || !strings.Contains(stderr, tag.String()+" is "+ref.String()) {
+		t.Fatalf("exit %d\n%s\n%s", code, stdout, stderr)
+	}
+	c, err := registry.New(registry.Config{Hosts: []registry.Host{{Host: host, PlainHTTP: true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles, err := c.Attached(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(bundles) != 2 {
+		t.Fatalf("%d bundles are attached, want signature and provenance", len(bundles))
+	}
+	for _, raw := range bundles {
+		if _, err := p.notary.Verifier.Bundle(raw, ref.Digest); err != nil {
+			t.Errorf("what was attached does not verify: %v", err)
+		}
+	}
+
+	// A tag that is not there.
+	code, _, stderr = run1(t, &app{}, "--server", p.url, "verify", host+"/payments/api:9", "--resolve", "--registry-plain-http")
+	if code != exitNotFound || !strings.Contains(stderr, string(attest.SubjectNotFound)) {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+// An image that is signed but cannot be attached is told as both.
+func TestAttachFails(t *testing.T) {
+	p := startPeer(t, nil)
+	p.attach = hallmarkv1.AttachState_ATTACH_STATE_CLIENT
+	reg := httptest.NewServer(ocireg.New(ocireg.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(reg.Close)
+	missing := strings.TrimPrefix(reg.URL, "http://") + "/payments/api@sha256:" + strings.Repeat("ab", 32)
+	code, stdout, _ := run1(t, &app{}, "--server", p.url, "sign", missing, "--attach=client", "--registry-plain-http")
+	if code != exitNotFound || !strings.Contains(stdout, "signed and recorded, but not attached") || !strings.Contains(stdout, "records    signature 0, provenance 1") {
+		t.Errorf("exit %d\n%s", code, stdout)
+	}
+}
+
+// The audience of tokens is the name in the trust root, which is pinned: a server
+// that calls itself otherwise is refused.
+func TestServiceNameIsThatOfTheTrustRoot(t *testing.T) {
+	p := startPeer(t, nil)
+	n := p.notary.Signer
+	answer, err := (trustPeer{p: p}).GetTrustedRoot(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer.GetPublicUrl() != testkit.Service || answer.GetSha256() != n.Fingerprint() {
+		t.Fatal("the peer does not play the service")
+	}
+	p.answer("GetTrustedRoot", fmt.Appendf(nil, `{"trusted_root": %q, "sha256": %q, "public_url": "https://elsewhere.example.com"}`, base64Of(n.TrustedRoot()), n.Fingerprint()))
+	code, _, stderr := run1(t, &app{}, "--server", p.url, "trust-root")
+	if code != exitFailure || !strings.Contains(stderr, "calls itself https://elsewhere.example.com, and its trust root is of https://hallmark.example.com") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+	p = startPeer(t, nil)
+	p.answer("GetTrustedRoot", fmt.Appendf(nil, `{"trusted_root": %q, "sha256": %q}`, base64Of(n.TrustedRoot()), strings.Repeat("0", 64)))
+	code, _, stderr = run1(t, &app{}, "--server", p.url, "trust-root")
+	if code != exitFailure || !strings.Contains(stderr, "was altered on its way") {
+		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
