@@ -2,7 +2,6 @@ package ledger
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"sync"
@@ -38,6 +37,10 @@ type flight struct {
 	body  []byte // log entry
 	facts attest.Facts
 	seq   int64 // owned by the writer until done is closed
+
+	signer  attest.Digest // names der
+	der     []byte        // certificate or public key, packed
+	content []byte        // the rest of the envelope, packed
 
 	// Set before done is closed.
 	done    chan struct{}
@@ -204,7 +207,7 @@ func (l *Ledger) Append(ctx context.Context, entries ...Entry) ([]attest.Record,
 	if len(entries) == 0 {
 		return nil, nil
 	}
-	prepared, err := prepare(entries)
+	prepared, err := l.index.packer.prepare(entries)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +236,7 @@ func (l *Ledger) Append(ctx context.Context, entries ...Entry) ([]attest.Record,
 
 // prepare does, outside the writer, all that depends on the envelopes alone, and
 // refuses those that sync could not take in: it would stop there for ever.
-func prepare(entries []Entry) ([]*flight, error) {
+func (p *packer) prepare(entries []Entry) ([]*flight, error) {
 	if len(entries) > groupEntries {
 		return nil, attest.Errorf(attest.TooLarge, "%d envelopes in one request: at most %d", len(entries), groupEntries)
 	}
@@ -243,6 +246,9 @@ func prepare(entries []Entry) ([]*flight, error) {
 		if len(body) > maxEntry {
 			return nil, attest.Errorf(attest.TooLarge, "the log entry of envelope %d has %d bytes: at most %d", i, len(body), maxEntry)
 		}
+		if n := len(e.Payload) + len(e.Signature) + len(e.Timestamp); n > maxContent-1024 {
+			return nil, attest.Errorf(attest.TooLarge, "envelope %d has %d bytes: at most %d", i, n, maxContent-1024)
+		}
 		if len(e.Certificate) == 0 == (len(e.PublicKey) == 0) {
 			return nil, attest.Errorf(attest.BadRequest, "envelope %d needs either a certificate or a public key", i)
 		}
@@ -250,7 +256,14 @@ func prepare(entries []Entry) ([]*flight, error) {
 		if err != nil {
 			return nil, attest.Errorf(attest.BadRequest, "envelope %d cannot be read: %w", i, err)
 		}
-		out[i] = &flight{entry: e, id: attest.LeafHash(body), body: body, facts: facts, done: make(chan struct{})}
+		der := e.PublicKey
+		if len(e.Certificate) > 0 {
+			der = e.Certificate
+		}
+		out[i] = &flight{
+			entry: e, id: attest.LeafHash(body), body: body, facts: facts, done: make(chan struct{}),
+			signer: attest.Hash(der), der: p.pack(der), content: p.packEnvelope(e.Envelope),
+		}
 		nothing := func(attest.RecordID) (*Promotion, error) { return nil, nil }
 		if err := newFold().step(nothing).apply(out[i].id, 0, facts, e.Envelope); err != nil {
 			return nil, attest.Errorf(attest.BadRequest, "envelope %d cannot be read: %w", i, err)
@@ -450,19 +463,15 @@ func (t *txn) store(f *flight) (bool, error) {
 			return false, err
 		}
 	}
-	e := f.entry
-	der, certified := e.PublicKey, 0
-	if len(e.Certificate) > 0 {
-		der, certified = e.Certificate, 1
+	certified, attach := 0, 0
+	if len(f.entry.Certificate) > 0 {
+		certified = 1
 	}
-	attach := 0
-	if e.Attach {
+	if f.entry.Attach {
 		attach = 1
 	}
-	signer := sha256.Sum256(der)
-	n, err := t.exec(`INSERT INTO envelopes (seq, leaf, payload_type, payload, signature, signer, certified, timestamp, attach)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (leaf) DO NOTHING`,
-		t.seq, f.id[:], e.PayloadType, nonNil(e.Payload), nonNil(e.Signature), signer[:], certified, nonNil(e.Timestamp), attach)
+	n, err := t.exec(`INSERT INTO envelopes (seq, leaf, signer, certified, attach, packing, content) VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT (leaf) DO NOTHING`, t.seq, f.id[:], f.signer[:], certified, attach, packing1, f.content)
 	if err != nil {
 		return false, err
 	}
@@ -475,19 +484,11 @@ func (t *txn) store(f *flight) (bool, error) {
 	if _, err := t.exec(`INSERT INTO unlogged (seq, leaf) VALUES ($1, $2)`, f.seq, f.id[:]); err != nil {
 		return false, err
 	}
-	n, err = t.exec(`INSERT INTO signers (id, der) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, signer[:], der)
+	n, err = t.exec(`INSERT INTO signers (id, packing, der) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING`, f.signer[:], packing1, f.der)
 	if err == nil && n > 0 {
 		_, err = t.exec(`UPDATE meta SET value = value + 1 WHERE name = $1`, metaSigners)
 	}
 	return true, err
-}
-
-// nonNil keeps an empty value from becoming NULL.
-func nonNil(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
 }
 
 // await waits for the log's answers. After an error the log may nevertheless

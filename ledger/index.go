@@ -26,13 +26,13 @@ const primaryTables = `
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 
 -- Certificates and public keys, each once: the statements of a signing share one.
-CREATE TABLE signers (id BLOB PRIMARY KEY, der BLOB NOT NULL);
+CREATE TABLE signers (id BLOB PRIMARY KEY, packing INTEGER NOT NULL, der BLOB NOT NULL);
 
 -- seq is the order of storing, which is the order in which they enter the log.
+-- content holds the rest of the envelope, see pack.go.
 CREATE TABLE envelopes (
-	seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL UNIQUE, payload_type TEXT NOT NULL,
-	payload BLOB NOT NULL, signature BLOB NOT NULL, signer BLOB NOT NULL, certified INTEGER NOT NULL,
-	timestamp BLOB NOT NULL, attach INTEGER NOT NULL);
+	seq INTEGER PRIMARY KEY, leaf BLOB NOT NULL UNIQUE, signer BLOB NOT NULL, certified INTEGER NOT NULL,
+	attach INTEGER NOT NULL, packing INTEGER NOT NULL, content BLOB NOT NULL);
 
 CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, note BLOB NOT NULL);
 
@@ -99,6 +99,7 @@ type term struct {
 
 // index is the database: one connection that writes, many that read.
 type index struct {
+	packer   *packer
 	reads    *sql.DB
 	prepared sync.Map // query text -> *sql.Stmt of reads
 	terms    *lru.Cache[term, int64]
@@ -130,14 +131,18 @@ func openIndex(ctx context.Context, path, mode string) (*index, error) {
 	if x.values, err = lru.New[int64, term](1 << 13); err != nil {
 		return nil, err
 	}
+	if x.packer, err = newPacker(); err != nil {
+		return nil, err
+	}
 	if mode != "ro" {
 		// The log of SQLite is cut to this size after a checkpoint, so that one
 		// large transaction does not keep its space for ever.
 		if x.writes, err = sql.Open("sqlite", dsn("journal_mode(WAL)", "journal_size_limit(16777216)")); err != nil {
+			x.close()
 			return nil, err
 		}
 		if x.conn, err = x.writes.Conn(ctx); err != nil {
-			x.writes.Close()
+			x.close()
 			return nil, fmt.Errorf("opening %s: %w", path, err)
 		}
 	}
@@ -158,6 +163,7 @@ func (x *index) close() error {
 	var errs []error
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.packer.close()
 	if x.reads != nil {
 		errs = append(errs, x.reads.Close())
 	}

@@ -32,6 +32,9 @@ const (
 	repo    = attest.Repository("registry.example.com/payments/api")
 )
 
+// zero is the id of no record.
+var zero attest.RecordID
+
 // start is when everything in these tests happens.
 var start = time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)
 

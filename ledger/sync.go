@@ -258,16 +258,22 @@ func (d *deriver) envelope(ctx context.Context, r *derived) (err error) {
 // envelope reads an envelope and rebuilds its log entry: what is stored under a
 // leaf hash must hash to it. LEDGER_INCOMPLETE names the log index otherwise.
 func (x *index) envelope(ctx context.Context, id attest.RecordID, index uint64) (e attest.Envelope, seq int64, attach bool, err error) {
-	var der []byte
+	var packed, content []byte
 	var certified bool
-	err = x.row(ctx, `SELECT e.seq, e.payload_type, e.payload, e.signature, e.certified, e.timestamp, e.attach, s.der
+	var packing, signerPacking int
+	err = x.row(ctx, `SELECT e.seq, e.certified, e.attach, e.packing, e.content, s.packing, s.der
 		FROM envelopes e JOIN signers s ON s.id = e.signer WHERE e.leaf = $1`, []any{id[:]},
-		&seq, &e.PayloadType, &e.Payload, &e.Signature, &certified, &e.Timestamp, &attach, &der)
+		&seq, &certified, &attach, &packing, &content, &signerPacking, &packed)
 	if errors.Is(err, sql.ErrNoRows) {
 		return e, 0, false, attest.Errorf(attest.LedgerIncomplete, "log entry %d has no envelope (record %s): restore the database; everything is refused until it is back", index, id)
 	}
 	if err != nil {
 		return e, 0, false, fmt.Errorf("reading the envelope of record %s: %w", id, err)
+	}
+	e, err = x.packer.unpackEnvelope(packing, content)
+	der, err2 := x.packer.unpack(signerPacking, packed)
+	if err = errors.Join(err, err2); err != nil {
+		return e, 0, false, attest.Errorf(attest.LedgerIncomplete, "the envelope of log entry %d (record %s) was altered: restore the database; everything is refused until it is back: %w", index, id, err)
 	}
 	if certified {
 		e.Certificate = der
