@@ -102,22 +102,22 @@ type claimed struct {
 	level int
 }
 
-// newInquiry sorts the evidence. What does not cover the digest, or is not signed
-// as the statement that its type says, does not count: a signature is a record of
-// the service's own kind with exactly cosign's predicate type, and any other
-// predicate by the same signer is none (attacks D01, D06).
+// newInquiry sorts the evidence. What does not cover the digest does not count,
+// and an image signature is exactly a statement of cosign's signature type: any
+// other predicate by the same signer is none (attacks D01, D06).
 func (p *Policy) newInquiry(req Request) *inquiry {
 	q := &inquiry{policy: p, request: req}
 	for _, e := range slices.Backward(req.Evidence) {
-		if e == nil || !e.Covers(req.Ref.Digest) || e.Signer().Gate {
+		if e == nil || !e.Covers(req.Ref.Digest) {
 			continue
 		}
-		switch {
-		case e.Kind() == attest.KindSignature && e.PredicateType() == attest.PredicateSignature:
+		switch e.PredicateType() {
+		case attest.PredicateSignature:
 			q.signatures = append(q.signatures, e)
-		case e.Kind() == attest.KindProvenance && e.PredicateType() == attest.PredicateProvenance:
+		case attest.PredicateProvenance:
 			if said, ok := e.Provenance(); ok {
-				q.provenances = append(q.provenances, &claimed{e, said, said.Internal(), attest.BuildLevel(p.known.Service, said.RunDetails.Builder.ID)})
+				level := attest.BuildLevel(p.known.Service, said.RunDetails.Builder.ID)
+				q.provenances = append(q.provenances, &claimed{e, said, said.Internal(), level})
 			}
 		}
 	}

