@@ -37,6 +37,14 @@ var kinds = map[string]RecordKind{
 	PredicatePolicy: KindPolicy,
 }
 
+// KindOf returns the kind of a record whose statement has this predicate type.
+func KindOf(predicateType string) RecordKind {
+	if kind, ok := kinds[predicateType]; ok {
+		return kind
+	}
+	return KindEvidence
+}
+
 // Facet names.
 const (
 	FacetDigest     = "digest"     // of a subject, canonical
@@ -75,10 +83,7 @@ func Describe(e Envelope) (Facts, error) {
 	if err := json.Unmarshal(e.Payload, &s); err != nil {
 		return Facts{}, fmt.Errorf("parsing statement: %w", err)
 	}
-	kind, ok := kinds[s.PredicateType]
-	if !ok {
-		kind = KindEvidence
-	}
+	kind := KindOf(s.PredicateType)
 	d.add(FacetPredicate, s.PredicateType)
 	for _, sub := range s.Subject {
 		if h := sub.Digest["sha256"]; h != "" {
