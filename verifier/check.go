@@ -25,12 +25,13 @@ import (
 
 // checked is an envelope whose signature, signer, time and statement are good.
 type checked struct {
-	statement attest.Statement
-	digests   []attest.Digest
-	signer    Signer
-	byKey     bool
-	time      time.Time
-	kind      attest.RecordKind
+	statement  attest.Statement
+	digests    []attest.Digest
+	signer     Signer
+	byKey      bool
+	time       time.Time
+	kind       attest.RecordKind
+	provenance attest.Provenance // of kind provenance
 }
 
 func (c *checked) covers(d attest.Digest) bool { return slices.Contains(c.digests, d) }
@@ -80,11 +81,7 @@ func (v *Verifier) envelope(e attest.Envelope) (*checked, error) {
 	if c.statement, c.digests, err = statement(e.Payload); err != nil {
 		return nil, err
 	}
-	facts, err := attest.Describe(e)
-	if err != nil {
-		return nil, attest.Errorf(attest.StatementMalformed, "%w", err)
-	}
-	c.kind = facts.Kind
+	c.kind = attest.KindOf(c.statement.PredicateType)
 	return c, c.allowed()
 }
 
@@ -314,11 +311,11 @@ func (c *checked) allowed() error {
 // bound checks that a provenance and the certificate that signed it tell of the
 // same build. The service writes both from one token.
 func (c *checked) bound() error {
-	p, err := attest.ParseProvenance(c.statement.Predicate)
-	if err != nil {
+	var err error
+	if c.provenance, err = attest.ParseProvenance(c.statement.Predicate); err != nil {
 		return attest.Errorf(attest.StatementMalformed, "%w", err)
 	}
-	if claimed := certified(p.Internal().Claims); claimed != certified(c.signer.Build) {
+	if certified(c.provenance.Internal().Claims) != certified(c.signer.Build) {
 		return attest.Errorf(attest.SignerMismatch, "the provenance tells of another build than the certificate that signed it")
 	}
 	return nil

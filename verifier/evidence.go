@@ -15,26 +15,18 @@ import (
 // Verifier makes one, so whoever holds one need not ask again. What its methods
 // return must not be changed.
 type Evidence struct {
-	id         attest.RecordID
-	index      uint64
-	c          checked
-	provenance attest.Provenance
-	envelope   attest.Digest
+	id       attest.RecordID
+	index    uint64
+	c        checked
+	envelope attest.Digest
 }
 
 func (c *checked) evidence(r attest.Record) (*Evidence, error) {
-	ev := &Evidence{id: r.Envelope.ID(), index: r.Index, c: *c}
 	raw, err := r.DSSE()
 	if err != nil {
 		return nil, attest.Errorf(attest.BundleMalformed, "%w", err)
 	}
-	ev.envelope = attest.Hash(raw)
-	if c.kind == attest.KindProvenance {
-		if ev.provenance, err = attest.ParseProvenance(c.statement.Predicate); err != nil {
-			return nil, attest.Errorf(attest.StatementMalformed, "%w", err)
-		}
-	}
-	return ev, nil
+	return &Evidence{id: r.ID, index: r.Index, c: *c, envelope: attest.Hash(raw)}, nil
 }
 
 // ID returns the record's id, which is its leaf hash in the log.
@@ -76,7 +68,7 @@ func (e *Evidence) Time() time.Time { return e.c.time.UTC() }
 
 // Provenance returns the predicate of a provenance, and false for other kinds.
 func (e *Evidence) Provenance() (attest.Provenance, bool) {
-	return e.provenance, e.c.kind == attest.KindProvenance
+	return e.c.provenance, e.c.kind == attest.KindProvenance
 }
 
 // EnvelopeDigest returns the SHA-256 of the envelope as DSSE JSON
