@@ -296,6 +296,7 @@ func TestClaimsRefused(t *testing.T) {
 		{"J04 C1 control", "actor", "a\u0085", attest.TokenClaims},
 		{"J04 bidi", "environment", "release\u202e", attest.TokenClaims},
 		{"J04 line separator", "environment", "release\u2028", attest.TokenClaims},
+		{"J04 paragraph separator", "environment", "release\u2029", attest.TokenClaims},
 		{"J04 lone surrogate", "environment", json.RawMessage(`"a\ud800"`), attest.TokenClaims},
 		{"J04 jti", "jti", "a\nb", attest.TokenClaims},
 		{"optional of another type", "environment", []string{"release"}, attest.TokenClaims},
