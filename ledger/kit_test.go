@@ -10,12 +10,10 @@ import (
 	"crypto/x509/pkix"
 	"database/sql"
 	"encoding/asn1"
-	"encoding/pem"
 	"fmt"
 	"log/slog"
 	"math/big"
 	"net/url"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -40,13 +38,12 @@ var start = time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)
 
 // issuer holds the keys of a service, as package signer would.
 type issuer struct {
-	tb                     testing.TB
-	log, gate, ca, tsa     *ecdsa.PrivateKey
-	caCert, tsaCert        *x509.Certificate
-	gatePublic, caPublic   []byte
-	now                    time.Time
-	serial                 int64
-	unstamped, sharedStamp []byte // a timestamp for many: ledger does not verify what it covers
+	tb                   testing.TB
+	log, gate, ca, tsa   *ecdsa.PrivateKey
+	caCert, tsaCert      *x509.Certificate
+	gatePublic, caPublic []byte
+	now                  time.Time
+	serial               int64
 }
 
 func newIssuer(tb testing.TB) *issuer {
@@ -351,17 +348,5 @@ func wantReason(tb testing.TB, what string, err error, want attest.Reason) {
 	tb.Helper()
 	if got := attest.ReasonOf(err); got != want {
 		tb.Errorf("%s: %v: reason %q, want %q", what, err, got, want)
-	}
-}
-
-// The key of a process that is started to be stopped comes from a file.
-func writeKey(tb testing.TB, path string, k *ecdsa.PrivateKey) {
-	tb.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(k)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600); err != nil {
-		tb.Fatal(err)
 	}
 }
