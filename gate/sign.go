@@ -70,7 +70,7 @@ func (g *Gate) signOne(ctx context.Context, id attest.Identity, img SignImage, b
 		s.Attach = AttachByClient
 		return s, nil
 	}
-	s.Attach = g.awaitAttached(ctx, s)
+	s.Attach = g.awaitAttached(ctx, key, s)
 	return s, nil
 }
 
@@ -149,7 +149,9 @@ func (g *Gate) sign(ctx context.Context, id attest.Identity, img SignImage, key 
 		return Signed{}, err
 	}
 	g.Step("recorded")
-	return g.answer(recs[1], recs[2])
+	s, err := g.answer(recs[1], recs[2])
+	s.tasked = !byClient
+	return s, err
 }
 
 // callersBase refuses a base that the caller named and the layers contradict.
@@ -166,9 +168,8 @@ func callersBase(b attest.Base) error {
 
 // signedWith returns the digests that the records say were signed with a token.
 func (g *Gate) signedWith(ctx context.Context, token string) ([]attest.Digest, error) {
-	metas, err := g.Ledger.Find(ctx, ledger.Query{
+	metas, err := findAll(ctx, g.Ledger, ledger.Query{
 		Kind: attest.KindProvenance, Facets: []attest.Facet{{Name: attest.FacetToken, Value: token}},
-		Limit: MaxTokenDigests + 1,
 	})
 	if err != nil {
 		return nil, err
@@ -258,8 +259,10 @@ func statementOf(rec attest.Record) (attest.Statement, error) {
 	return s, nil
 }
 
-// awaitAttached waits until the worker has attached both bundles everywhere.
-func (g *Gate) awaitAttached(ctx context.Context, s Signed) AttachState {
+// awaitAttached waits until the worker has attached both bundles everywhere. It
+// attaches them itself when the records may be those of a request that left that
+// to its caller: no task was made then.
+func (g *Gate) awaitAttached(ctx context.Context, key string, s Signed) AttachState {
 	done := func(ctx context.Context) (bool, error) {
 		for _, id := range []attest.RecordID{s.Signature.ID, s.Provenance.ID} {
 			if n, err := g.Ledger.TaskPending(ctx, id); err != nil || n > 0 {
@@ -268,8 +271,34 @@ func (g *Gate) awaitAttached(ctx context.Context, s Signed) AttachState {
 		}
 		return true, nil
 	}
-	if g.progress.await(ctx, attachWait, done) {
+	if !g.progress.await(ctx, attachWait, done) {
+		return AttachPending
+	}
+	if s.tasked {
 		return Attached
 	}
-	return AttachPending
+	_, err, _ := g.inflight.Do(attest.Key("attach", key), func() (any, error) {
+		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachWait)
+		defer cancel()
+		return nil, g.attachAll(shared, s)
+	})
+	if err != nil {
+		g.Logger.Warn("attaching what a repeated request asks for", "record", s.Provenance.ID.String(), "error", err)
+		return AttachPending
+	}
+	return Attached
+}
+
+// attachAll attaches both bundles to the image and its platforms, where they are
+// not attached yet.
+func (g *Gate) attachAll(ctx context.Context, s Signed) error {
+	for _, d := range s.Image.Digests() {
+		for _, rec := range []attest.Record{s.Signature, s.Provenance} {
+			ref := attest.ImageRef{Repository: s.Image.Ref.Repository, Digest: d}
+			if err := g.attach(ctx, ledger.Task{Kind: ledger.TaskAttach, Record: rec.ID, Ref: ref}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -30,7 +30,7 @@ type AttachState string
 // The attach states.
 const (
 	Attached       AttachState = "ATTACHED" // written and read back
-	AttachPending  AttachState = "PENDING"  // recorded; the worker goes on trying
+	AttachPending  AttachState = "PENDING"  // recorded; the worker, or a repetition of the request, goes on trying
 	AttachByClient AttachState = "CLIENT"   // left to the caller
 )
 
@@ -47,6 +47,8 @@ type Signed struct {
 	Builder          string       // builder.id
 	Attach           AttachState
 	Repeated         bool // the records were there before this request
+
+	tasked bool // the worker was told to attach
 }
 
 // Verdict is the outcome of a decision.

@@ -13,10 +13,13 @@ import (
 	"log/slog"
 	"maps"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +46,7 @@ import (
 type Options struct {
 	Dir    string                   // data directory; "" is a temporary one. One that holds data is opened, not initialised
 	TLS    bool                     // serve TLS with a certificate of Stack.CAFile
-	Policy string                   // text of the policy; "" is DefaultPolicy(registry host)
+	Policy string                   // text of the policy, in which REGISTRY stands for the registry's host:port; "" is DefaultPolicy
 	Hosts  []registry.Host          // registries beside the stack's own
 	Step   func(step string)        // called between durable steps of ledger and gate
 	Now    func() time.Time         // clock of everything; nil is time.Now
@@ -52,14 +55,27 @@ type Options struct {
 	Logger *slog.Logger             // nil writes to the test's output
 	Ledger func(*ledger.Config)     // changes the ledger's
 	Issue  func(*[]identity.Issuer) // changes the configured issuers
+	// Around is given when another process has the stack's address, issuers and
+	// registry; Stack.Issuer, People and Registry are nil then.
+	Around *Around
+}
+
+// Around is what a stack needs around it, as addresses: a child process that is
+// given the same opens what the test's own stack would.
+type Around struct {
+	Addr     string // host:port that the service listens on
+	Issuer   string // URL
+	People   string // URL
+	Registry string // host:port
 }
 
 // Stack is a running service with what it needs around it. The issuers and the
 // registry outlive a Restart.
 type Stack struct {
-	t    testing.TB
-	opts Options
-	stop func() error // of the running service; nil when it is stopped
+	t      testing.TB
+	opts   Options
+	around Around
+	stop   func() error // of the running service; nil when it is stopped
 
 	DataDir  string
 	URL      string      // of the server, without a trailing slash; also its public_url and tokens' audience
@@ -125,7 +141,7 @@ var quiet sync.Once
 // NewStack starts a stack that ends with the test.
 func NewStack(t testing.TB, o Options) *Stack {
 	t.Helper()
-	s := &Stack{t: t, opts: o, DataDir: o.Dir, Addr: "127.0.0.1:0"}
+	s := &Stack{t: t, opts: o, DataDir: o.Dir}
 	if s.DataDir == "" {
 		s.DataDir = t.TempDir()
 	}
@@ -136,6 +152,20 @@ func NewStack(t testing.TB, o Options) *Stack {
 	if s.opts.Now == nil {
 		s.opts.Now = time.Now
 	}
+	if o.Around != nil {
+		s.around = *o.Around
+	} else {
+		s.surround()
+	}
+	t.Cleanup(s.Close)
+	s.start()
+	return s
+}
+
+// surround starts what is around the service.
+func (s *Stack) surround() {
+	t := s.t
+	t.Helper()
 	// Not the test's context: that ends before its cleanups run.
 	ctx := context.WithoutCancel(t.Context())
 	s.Issuer = must(dev.StartIssuer(ctx, dev.IssuerConfig{Now: s.opts.Now}))(t)
@@ -144,10 +174,29 @@ func NewStack(t testing.TB, o Options) *Stack {
 	t.Cleanup(func() { s.People.Close() })
 	s.Registry = must(dev.StartRegistry(ctx, "127.0.0.1:0"))(t)
 	t.Cleanup(func() { s.Registry.Close() })
-	t.Cleanup(s.Close)
-	s.start()
-	return s
+	s.around = Around{FreeAddr(t), s.Issuer.URL(), s.People.URL(), s.Registry.Host()}
 }
+
+// FreeAddr returns a loopback address that is free now and that no client will
+// take while a service is restarted there: its port is below those that the
+// kernel gives to outgoing connections.
+func FreeAddr(t testing.TB) string {
+	t.Helper()
+	var err error
+	for range 100 {
+		var lis net.Listener
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(10_000+mathrand.IntN(20_000)))
+		if lis, err = net.Listen("tcp", addr); err == nil {
+			check(t, lis.Close())
+			return addr
+		}
+	}
+	t.Fatalf("no free port: %v", err)
+	return ""
+}
+
+// Around returns the addresses of what is around the stack, for a child process.
+func (s *Stack) Around() Around { return s.around }
 
 // Restart stops the service and opens it again on the same data and address: what
 // the next start of the process would do.
@@ -175,7 +224,7 @@ func (s *Stack) start() {
 	t := s.t
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
-	lis := must(net.Listen("tcp", s.Addr))(t)
+	lis := must(net.Listen("tcp", s.around.Addr))(t)
 	s.Addr = lis.Addr().String()
 	s.URL = "http://" + s.Addr
 	if s.opts.TLS {
@@ -231,11 +280,11 @@ func (s *Stack) open(ctx context.Context) {
 	s.Ledger = must(ledger.Open(ctx, records))(t)
 	s.Verifier = must(verifier.New(s.Signer.TrustedRoot(), s.Signer.GateKeyPEM(), s.URL))(t)
 	s.Images = must(registry.New(registry.Config{
-		Hosts: append([]registry.Host{{Host: s.Registry.Host(), PlainHTTP: true}}, s.opts.Hosts...), Logger: log,
+		Hosts: append([]registry.Host{{Host: s.around.Registry, PlainHTTP: true}}, s.opts.Hosts...), Logger: log,
 	}))(t)
 	issuers := []identity.Issuer{
-		{Name: "github", Provider: "github", Issuer: s.Issuer.URL(), PlainHTTP: true, Owners: []string{dev.GitHubID("acme")}, ServerURL: "https://github.com"},
-		{Name: "corp", Provider: "generic", Kind: attest.Person, Issuer: s.People.URL(), PlainHTTP: true, Claims: map[string]string{"groups": "groups"}},
+		{Name: "github", Provider: "github", Issuer: s.around.Issuer, PlainHTTP: true, Owners: []string{dev.GitHubID("acme")}, ServerURL: "https://github.com"},
+		{Name: "corp", Provider: "generic", Kind: attest.Person, Issuer: s.around.People, PlainHTTP: true, Claims: map[string]string{"groups": "groups"}},
 	}
 	if s.opts.Issue != nil {
 		s.opts.Issue(&issuers)
@@ -254,9 +303,9 @@ func (s *Stack) open(ctx context.Context) {
 }
 
 func (s *Stack) loadPolicy(issuers []identity.Issuer) *policy.Policy {
-	text := s.opts.Policy
+	text := strings.ReplaceAll(s.opts.Policy, "REGISTRY", s.around.Registry)
 	if text == "" {
-		text = DefaultPolicy(s.Registry.Host())
+		text = DefaultPolicy(s.around.Registry)
 	}
 	path := filepath.Join(s.DataDir, "policy.yaml")
 	check(s.t, os.WriteFile(path, []byte(text), 0o600))
