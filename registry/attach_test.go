@@ -442,6 +442,25 @@ func TestAttached(t *testing.T) {
 			}
 		})
 	}
+	t.Run("G19 blob without end", func(t *testing.T) {
+		f := newFake(t, nil)
+		ref := redirecting(t, f, page{})
+		front := proxy(t, f.host(), func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "/blobs/") {
+				return false
+			}
+			chunk := make([]byte, 1<<20)
+			for r.Context().Err() == nil {
+				if _, err := w.Write(chunk); err != nil {
+					break
+				}
+			}
+			return true
+		})
+		ref.Repository = attest.Repository(front + "/a/app")
+		_, err := newClient(t, registry.Config{Hosts: plain(front)}).Attached(t.Context(), ref)
+		want(t, err, attest.TooLarge)
+	})
 	t.Run("G20 registry fails on one", func(t *testing.T) {
 		f := newFake(t, nil)
 		ref := redirecting(t, f, page{status: http.StatusServiceUnavailable})

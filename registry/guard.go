@@ -163,9 +163,9 @@ func (g *guard) follow(req *http.Request, resp *http.Response, hop int) (*http.R
 			next.Header.Set(keep, v)
 		}
 	}
-	// Credentials leave only with a request to the registry itself; once they are
-	// dropped in a chain they stay dropped.
-	if u.Host == g.host && req.URL.Host == g.host {
+	// Credentials go to the registry itself only; dropped once on the way, they
+	// stay dropped.
+	if u.Host == g.host {
 		if v := req.Header.Get("Authorization"); v != "" {
 			next.Header.Set("Authorization", v)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -664,23 +665,31 @@ func TestCredentials(t *testing.T) {
 }
 
 // A token that expires in the middle of an upload: go-containerregistry sends the
-// request again, whose body has been read.
+// request again, whose body has been read. Over HTTP/1 net/http notices.
 func TestUploadAfterTokenExpired(t *testing.T) {
 	inner := dev.NewRegistry()
 	var puts, tokens atomic.Int64
 	var self string
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.URL.Path == "/token":
 			fmt.Fprintf(w, `{"token":"t%d"}`, tokens.Add(1))
 			return
-		case r.URL.Path == "/v2/", r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/") && puts.Add(1) == 1:
-			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+self+`/token",service="x",scope="repository:a/app:push,pull"`)
+		case r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/manifests/"):
+			if puts.Add(1) > 1 {
+				break
+			}
+			io.Copy(io.Discard, r.Body)
+			fallthrough
+		case r.URL.Path == "/v2/":
+			w.Header().Set("WWW-Authenticate", `Bearer realm="https://`+self+`/token",service="x",scope="repository:a/app:push,pull"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		inner.ServeHTTP(w, r)
 	}))
+	srv.EnableHTTP2 = true
+	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	self = srv.Listener.Addr().String()
 	// The image is pushed past the authentication.
@@ -688,7 +697,8 @@ func TestUploadAfterTokenExpired(t *testing.T) {
 	t.Cleanup(direct.Close)
 	ref := push(t, direct.Listener.Addr().String()+"/a/app", "1", image(t, "x"))
 	ref.Repository = attest.Repository(self + "/a/app")
-	c := newClient(t, registry.Config{Hosts: plain(self)})
+	f := &fake{Server: srv}
+	c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: self, CAFile: f.caFile(t)}}})
 	want(t, c.Attach(t.Context(), ref, []byte("bundle"), "type", time.Unix(0, 0)), "")
 	if puts.Load() < 2 {
 		t.Error("no upload was refused: the test does not test")

@@ -101,6 +101,8 @@ func TestImageOfEvilRegistry(t *testing.T) {
 		{"G04 index with config", ociIndex, strings.Replace(list(), "}", `,"config":null}`, 1), nil, attest.ManifestAmbiguous},
 		{"G04 index served as a manifest", ociManifest, list(), nil, attest.ManifestAmbiguous},
 		{"G04 manifest served as an index", ociIndex, good, nil, attest.ManifestAmbiguous},
+		{"G04 docker's manifest served as OCI's", ociManifest, strings.Replace(good, ociManifest, dockerImage, 1), nil, attest.ManifestAmbiguous},
+		{"G04 type is no string", ociManifest, strings.Replace(good, `"`+ociManifest+`"`, "1", 1), nil, attest.ManifestAmbiguous},
 		{"G04 manifest of schema 1 inside", ociManifest, manifest(`,"fsLayers":[]`), nil, attest.ManifestAmbiguous},
 		{"G04 no type, served as docker's", dockerImage, strings.Replace(good, `"mediaType":"`+ociManifest+`",`, "", 1), nil, attest.ManifestAmbiguous},
 		{"no type, served as OCI", ociManifest, strings.Replace(good, `"mediaType":"`+ociManifest+`",`, "", 1), nil, ""},
