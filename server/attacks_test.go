@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/gate"
 	"github.com/hallmarkd/hallmark/internal/testkit"
 	pb "github.com/hallmarkd/hallmark/proto/hallmark/v1"
 	"github.com/hallmarkd/hallmark/server"
@@ -257,6 +258,8 @@ func TestI03Limits(t *testing.T) {
 	t.Run("I03 body", func(t *testing.T) {
 		a := do(t, s.HTTP(), "POST", s.URL+"/v1/images:verify", `{"image":"`+strings.Repeat("a", 5<<20)+`"}`, auth(s.Token(nil))...)
 		a.want(t, http.StatusRequestEntityTooLarge, attest.TooLarge)
+		a = do(t, s.HTTP(), "POST", s.URL+"/v1/images:verify", strings.Repeat(" ", 5<<20)+`{"image":"`+someImage+`"}`, auth(s.Token(nil))...)
+		a.want(t, http.StatusRequestEntityTooLarge, attest.TooLarge)
 	})
 	t.Run("I03 all callers together", func(t *testing.T) {
 		busy := testkit.NewStack(t, testkit.Options{Server: func(c *server.Config) { c.MaxInFlight = 2 }})
@@ -379,6 +382,11 @@ func TestI06Gateway(t *testing.T) {
 	t.Run("I06 form as GET", func(t *testing.T) {
 		a := do(t, c, "POST", whoami, "repository=", "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Bearer "+token)
 		a.want(t, http.StatusMethodNotAllowed, attest.MethodUnknown)
+	})
+	t.Run("I06 timeout header", func(t *testing.T) {
+		if a := do(t, c, "GET", whoami, "", "Grpc-Timeout", "1n", "Authorization", "Bearer "+token); a.code != http.StatusOK {
+			t.Errorf("HTTP %d %s", a.code, a.body)
+		}
 	})
 	t.Run("I06 public path as prefix", func(t *testing.T) {
 		for _, path := range []string{"/v1/trust/root/../../whoami", "/v1/trust/root/%2e%2e/%2e%2e/whoami", "/v1//whoami", "/v1/trust/root;/whoami"} {
@@ -625,6 +633,26 @@ func TestJ04J05Fields(t *testing.T) {
 		t.Run("J05 REST decision "+id, func(t *testing.T) {
 			do(t, s.HTTP(), "GET", s.URL+"/v1/decisions/"+id, "", auth(s.PromoterToken())...).want(t, http.StatusBadRequest, attest.BadRequest)
 		})
+	}
+}
+
+// J04: what another machine put into an error cannot move a terminal's cursor.
+func TestJ04ErrorTexts(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{})
+	s.SetGate(func(c *gate.Config) {
+		c.Images = func(context.Context, attest.ImageRef, string) (attest.Image, error) {
+			return attest.Image{}, attest.Errorf(attest.RegistryDenied, "the registry says: \x1b[2J\nALLOWED \u202e\xff").With("said", "\x1b[0m")
+		}
+	})
+	s.Restart()
+	out, err := pb.NewSigningServiceClient(s.Dial(s.Token(nil))).SignImages(t.Context(),
+		&pb.SignImagesRequest{Images: []*pb.SignImage{{Image: s.PushApp("acme/api").String()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := out.GetResults()[0].GetRefusal()
+	if r.GetReason() != string(attest.RegistryDenied) || r.GetMessage() != `the registry says: \x1b[2J\nALLOWED \u202e\ufffd` || r.GetMetadata()["said"] != `\x1b[0m` {
+		t.Errorf("refusal %q", r)
 	}
 }
 

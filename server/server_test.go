@@ -318,27 +318,41 @@ func TestGracefulShutdown(t *testing.T) {
 	<-closed
 }
 
-// A call that does not end in time is ended: shutting down takes no longer than
-// it is given.
+// A call that does not end in time loses its connection. Serve waits a moment for
+// what it still does, and no longer.
 func TestShutdownTimeout(t *testing.T) {
-	s := testkit.NewStack(t, testkit.Options{Server: shortShutdown})
-	started, _ := blocked(s)
-	img := s.PushApp("acme/api")
-	conn := s.Dial(s.Token(nil), grpc.WithDisableRetry())
-	answered := make(chan error, 1)
-	go func() {
-		_, err := pb.NewSigningServiceClient(conn).SignImages(context.WithoutCancel(t.Context()),
-			&pb.SignImagesRequest{Attach: pb.Attach_ATTACH_CLIENT, Images: []*pb.SignImage{{Image: img.String()}}})
-		answered <- err
-	}()
-	<-started
-	begin := time.Now()
-	s.Close()
-	if took := time.Since(begin); took > 10*time.Second {
-		t.Errorf("shutting down took %v", took)
-	}
-	if err := <-answered; err == nil {
-		t.Error("the call was answered")
+	for _, ends := range []bool{true, false} {
+		t.Run(map[bool]string{true: "it ends then", false: "it never ends"}[ends], func(t *testing.T) {
+			s := testkit.NewStack(t, testkit.Options{Server: shortShutdown})
+			started, release := blocked(s)
+			img := s.PushApp("acme/api")
+			conn := s.Dial(s.Token(nil), grpc.WithDisableRetry())
+			answered := make(chan error, 1)
+			go func() {
+				_, err := pb.NewSigningServiceClient(conn).SignImages(context.WithoutCancel(t.Context()),
+					&pb.SignImagesRequest{Attach: pb.Attach_ATTACH_CLIENT, Images: []*pb.SignImage{{Image: img.String()}}})
+				answered <- err
+			}()
+			<-started
+			before := s.Ledger.Size()
+			begin := time.Now()
+			closed := make(chan struct{})
+			go func() { defer close(closed); s.Close() }()
+			if err := <-answered; err == nil {
+				t.Error("the call was answered")
+			}
+			if ends {
+				release()
+			}
+			<-closed
+			if took := time.Since(begin); took > 20*time.Second {
+				t.Errorf("shutting down took %v", took)
+			}
+			// The ledger was closed only when the call had ended, so it is whole.
+			if ends && s.Ledger.Size() == before {
+				t.Error("the service did not wait for the call to end")
+			}
+		})
 	}
 }
 
