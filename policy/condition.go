@@ -131,7 +131,7 @@ func newEnvironments() (*environments, error) {
 		cel.HomogeneousAggregateLiterals(),
 		cel.EnableMacroCallTracking(), // or a conjunct with a macro could not be written out again
 		cel.ParserExpressionSizeLimit(maxExpression), cel.ParserRecursionLimit(maxNesting),
-		cel.ASTValidators(cel.ValidateRegexLiterals(), cel.ValidateComprehensionNestingLimit(1)),
+		cel.ASTValidators(cel.ValidateComprehensionNestingLimit(1)),
 		func(e *cel.Env) (*cel.Env, error) {
 			s.Provider = e.CELTypeProvider()
 			return cel.CustomTypeProvider(s)(e)

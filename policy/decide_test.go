@@ -120,6 +120,7 @@ func TestDecideDenies(t *testing.T) {
 	branch := good.sign(t, job(ref("refs/heads/main-evil"), token("branch")))
 	cased := good.sign(t, job(source("https://github.com/Acme/api", "1296269"), token("cased")))
 	deep := good.sign(t, job(ref("refs/heads/release/1/x"), token("deep")))
+	ends := good.sign(t, job(ref("refs/heads/release/"), token("ends")))
 	vague := good.sign(t, job(func(id *attest.Identity) { id.Build.Commit = "" }, token("vague")))
 	foreign := good.sign(t, job(func(id *attest.Identity) { id.Issuer = "https://other.example.com" }, token("foreign")))
 	twin := good.sign(t, job(func(id *attest.Identity) { id.Issuer, id.IssuerName = "https://ci.example.com", "generic" }, token("twin")))
@@ -157,8 +158,8 @@ func TestDecideDenies(t *testing.T) {
 		{"B12 source in another case", one(`source: "https://github.com/acme/{name}"`, ""), cased, []string{"provenance: SOURCE_MISMATCH"}, "differ only in case"},
 		{"B11 ref is a prefix", one(id+", refs: [refs/heads/main]", ""), branch, []string{"provenance: SOURCE_MISMATCH"}, "ref refs/heads/main-evil"},
 		{"B11 * is one segment", one(id+", refs: [refs/heads/release/*]", ""), deep, []string{"provenance: SOURCE_MISMATCH"}, "ref refs/heads/release/1/x"},
-		{"B11 * is not none", one(id+", refs: [refs/heads/main/*]", ""), ev, []string{"provenance: SOURCE_MISMATCH"}, ""},
-		{"B11 ** is not none", one(id+", refs: [refs/heads/main/**]", ""), ev, []string{"provenance: SOURCE_MISMATCH"}, ""},
+		{"B11 * is not none", one(id+", refs: [refs/heads/release/*]", ""), ends, []string{"provenance: SOURCE_MISMATCH"}, ""},
+		{"B11 ** is not none", one(id+", refs: [refs/heads/release/**]", ""), ends, []string{"provenance: SOURCE_MISMATCH"}, ""},
 		{"builder", one(id+`, builders: ["https://hallmark.example.com/builders/github/hosted/v2"]`, ""), ev, []string{"provenance: SOURCE_MISMATCH"}, "builder https://hallmark.example.com/builders/github/hosted/v1"},
 		{"B08 self-hosted counts 1", one(id+", min_level: 2", ""), self, []string{"provenance: LEVEL_TOO_LOW"}, "SLSA build level 1 by https://hallmark.example.com/builders/github/self-hosted/v1"},
 		{"B08 hosted counts 2, not 3", one(id+", min_level: 3", ""), ev, []string{"provenance: LEVEL_TOO_LOW"}, "SLSA build level 2"},
@@ -437,6 +438,10 @@ func TestDecideSigned(t *testing.T) {
 	twin := f.sign(t, job(func(id *attest.Identity) { id.Issuer = "https://ci.example.com" }, token("twin")))
 	foreign := f.sign(t, job(func(id *attest.Identity) { id.Issuer = "https://other.example.com" }, token("foreign")))
 	acted := f.sign(t, job(token("acted"), func(id *attest.Identity) { id.Build.ActorID, id.Build.RunID = "42", "9914" }))
+	actor := job(selfHosted, token("lies"), func(id *attest.Identity) { id.Build.ActorID = "42" })
+	lies := f.sign(t, actor)
+	lies[1] = n.Evidence(t, actor, bytes.Replace(notary.ProvenanceStatement(t, actor, f.img),
+		[]byte("/builders/github/self-hosted/v1"), []byte("/builders/github/hosted/v1"), 1))
 	entry := func(when, more string) string {
 		return "version: 1\nroles: {signers: [{issuer: github, images: [\"registry.example.com/payments/*\"], when: \"" + when + "\"" + more + "}]}"
 	}
@@ -458,6 +463,8 @@ func TestDecideSigned(t *testing.T) {
 		{"an entry that ended", entry(admit, ", until: 2026-11-19"), good, []string{"signed_by: SIGNER_MISMATCH", "provenance: SIGNER_MISMATCH"}},
 		{"an entry on its last day", entry(admit, ", until: 2026-11-20"), good, nil},
 		{"D09 conflict", payments, append(fork[:2:2], good...), []string{"provenance: PROVENANCE_CONFLICT"}},
+		{"D10 builder id is not the signer's", payments, lies, []string{"provenance: SIGNER_MISMATCH"}},
+		{"D10 claims of such a provenance", entry("id.actor_id == '42'", ""), lies, []string{"signed_by: SIGNER_MISMATCH", "provenance: SIGNER_MISMATCH"}},
 		{"a claim that no certificate has", entry("id.actor_id == '42'", ""), acted, nil},
 		{"another value of it", entry("id.actor_id == '43'", ""), acted, []string{"signed_by: SIGNER_MISMATCH", "provenance: SIGNER_MISMATCH"}},
 		{"a claim that is not there", entry("id.actor_id != '43'", ""), good, []string{"signed_by: SIGNER_MISMATCH", "provenance: SIGNER_MISMATCH"}},
@@ -474,6 +481,28 @@ func TestDecideSigned(t *testing.T) {
 	}
 	if v := mustLoad(t, payments).DecideSigned(policy.Request{Ref: f.img.Ref, Evidence: good, Now: today}); v.Summary != "acme/api main 4be1d0c run 9912" || v.Level != 2 || len(v.Used) != 2 {
 		t.Errorf("summary %q, level %d, %d used", v.Summary, v.Level, len(v.Used))
+	}
+}
+
+// A later stage judges signatures, provenances and bases of the stages before it
+// again, each rule once, and a cel rule at its own stage only.
+func TestEffectiveRules(t *testing.T) {
+	const cel = `{cel: {expr: "stage == 'a'", message: m}}`
+	text := track("  - {name: a, rules: " + strings.TrimSuffix(full, "]") + ", " + cel + "]}\n" +
+		"  - {name: b, after: a}\n" +
+		"  - {name: c, after: b, rules: " + strings.TrimSuffix(full, "]") + `, {signed_by: {issuer: github, when: "false"}}]}` + "\n")
+	for name, want := range map[string][]string{
+		"a": {"signed_by", "provenance", "cel"},
+		"b": {"after", "signed_by", "provenance"},
+		"c": {"after", "signed_by", "provenance", "signed_by"},
+	} {
+		var got []string
+		for _, r := range stage(t, text, name).Decide(policy.Request{Ref: attest.ImageRef{Repository: "r.io/a/x"}, Now: today}).Results {
+			got = append(got, r.Rule)
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("stage %s: %s", name, d)
+		}
 	}
 }
 

@@ -136,7 +136,7 @@ func (l *loader) mapping(n *yaml.Node, what string, f fields, required ...string
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		read, ok := f[key.Value]
-		if !ok || key.Kind != yaml.ScalarNode {
+		if !ok {
 			l.fail(key, "unknown key %q in %s%s", clip(key.Value), what, suggest(key.Value, f))
 			continue
 		}

@@ -170,6 +170,14 @@ func TestRolesEnd(t *testing.T) {
 	}
 }
 
+func TestGrantsAreTheIssuers(t *testing.T) {
+	id := job(release)
+	id.IssuerName = "generic"
+	if g := mustLoad(t, payments).Grants(id); len(g) != 0 {
+		t.Errorf("A06 another issuer's caller with the same claims holds %v", g)
+	}
+}
+
 func TestAllowAll(t *testing.T) {
 	p := mustLoad(t, payments)
 	if err := p.AllowAll(policy.Auditors, person("audit")); err != nil {
