@@ -431,10 +431,11 @@ func (g *Gate) summaries(ctx context.Context, rec attest.Record) ([]attest.Recor
 		return nil, err
 	}
 	key := attest.SummaryKey(payload)
+	// Not only those behind the promotion in the log: one that failed within the
+	// same second may have earned the same summary.
 	metas, err := findAll(ctx, g.Ledger, ledger.Query{
 		Kind:   attest.KindVSA,
 		Facets: []attest.Facet{{Name: attest.FacetDigest, Value: "sha256:" + s.Subject[0].Digest["sha256"]}},
-		After:  rec.Index,
 	})
 	if err != nil {
 		return nil, err

@@ -90,13 +90,36 @@ func (g *Gate) verifyStage(ctx context.Context, d Decision) (Decision, error) {
 	result.Outcome, result.Reason = attest.Fail, attest.NotPromoted
 	result.Found = "never been promoted to " + d.Stage
 	result.Next = "hallmark promote " + d.Ref.String() + " --to-stage " + d.Stage
-	for _, e := range d.Safe {
-		if e.Digest == d.Ref.Digest {
-			result.Reason, result.Found = attest.Superseded, "been replaced in "+d.Stage
-		}
+	if was, err := g.wasIn(ctx, d); err != nil {
+		return Decision{}, err
+	} else if was {
+		result.Reason, result.Found = attest.Superseded, "been replaced in "+d.Stage
 	}
 	d.Verdict, d.Results = Denied, []attest.RuleResult{result}
 	return d, nil
+}
+
+// wasIn reports whether the stage ever held the digest, however long ago, as an
+// image of its own or as a platform of one.
+func (g *Gate) wasIn(ctx context.Context, d Decision) (bool, error) {
+	metas, err := findAll(ctx, g.Ledger, ledger.Query{Kind: attest.KindPromotion, Facets: []attest.Facet{
+		{Name: attest.FacetDigest, Value: d.Ref.Digest.String()},
+		{Name: attest.FacetStage, Value: d.Track + "/" + d.Stage},
+		{Name: attest.FacetRepository, Value: string(d.Ref.Repository)},
+	}})
+	if err != nil {
+		return false, err
+	}
+	for _, m := range metas {
+		p, err := g.Ledger.Promotion(ctx, m.ID)
+		if err != nil {
+			return false, err
+		}
+		if p.State == ledger.Done {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // running returns the promotion that a stage's consumers run: the newest DONE one
