@@ -261,7 +261,11 @@ func pageSize(n int) (int, error) {
 }
 
 // A page token says where to go on and is bound to the filter it was made for.
+// Behind record 0 there is nothing to go on with.
 func sealToken(before uint64, filter string) string {
+	if before == 0 {
+		return ""
+	}
 	return number(before) + "." + attest.Key("page", filter)[:16]
 }
 
