@@ -3,9 +3,11 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -140,6 +142,7 @@ func TestAudience(t *testing.T) {
 		{"B13 other host", "https://evil.example.com", "https://hallmark.example.com", "", false, false},
 		{"B13 other service's audience", "https://evil.example.com", "sts.amazonaws.com", "", false, false},
 		{"B13 audience with a parameter", "https://evil.example.com", "https://evil.example.com&audience=sts", "", false, false},
+		{"B13 audience with a parameter, on this machine", "http://127.0.0.1", "https://hallmark.example.com&audience=sts", "", true, false},
 		{"B13 audience with a query", "http://127.0.0.1", "https://127.0.0.1?audience=x", "", true, false},
 		{"B13 audience with a fragment", "http://127.0.0.1", "https://127.0.0.1#x", "", true, false},
 		{"no name", "http://127.0.0.1", "", "", true, false},
@@ -178,6 +181,8 @@ func TestAudiences(t *testing.T) {
 func FuzzParseToken(f *testing.F) {
 	f.Add(jwt("a"))
 	f.Add("a.b.c\n")
+	f.Add("a b.c.d")
+	f.Add("a\r\nx: y.c.d")
 	f.Fuzz(func(t *testing.T, raw string) {
 		token, err := parseToken(raw, "it")
 		if err != nil {
@@ -287,5 +292,88 @@ func TestServiceNameIsThatOfTheTrustRoot(t *testing.T) {
 	code, _, stderr = run1(t, &app{}, "--server", p.url, "trust-root")
 	if code != exitFailure || !strings.Contains(stderr, "was altered on its way") {
 		t.Errorf("exit %d: %s", code, stderr)
+	}
+}
+
+// M03: what the server returns has to be about what was asked, and be what it says.
+func TestSignChecksTheAnswer(t *testing.T) {
+	for _, row := range []struct {
+		name  string
+		alter func(*hallmarkv1.SignedImage)
+		want  string
+	}{
+		{"M03 another image", func(s *hallmarkv1.SignedImage) { s.Image = strings.Replace(s.Image, "9f3c", "0000", 1) }, "the server signed"},
+		{"M03 bundles swapped", func(s *hallmarkv1.SignedImage) {
+			s.SignatureBundle, s.ProvenanceBundle = s.ProvenanceBundle, s.SignatureBundle
+		}, string(attest.LogEntryMismatch)},
+		{"M03 record of another number", func(s *hallmarkv1.SignedImage) { s.Signature.Index += 7 }, string(attest.LogEntryMismatch)},
+		{"M03 record of another id", func(s *hallmarkv1.SignedImage) { s.Provenance.Id = strings.Repeat("0", 64) }, string(attest.LogEntryMismatch)},
+		{"G05 a platform that was not signed", func(s *hallmarkv1.SignedImage) {
+			s.Digests = append(s.Digests, attest.Hash([]byte("x")).String())
+		}, string(attest.SubjectMismatch)},
+		{"C13 no bundle", func(s *hallmarkv1.SignedImage) { s.ProvenanceBundle = nil }, string(attest.BundleMalformed)},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			p := startPeer(t, nil)
+			p.alter = row.alter
+			code, stdout, _ := run1(t, &app{}, "--server", p.url, "sign", image)
+			if code == exitOK || !strings.Contains(stdout, "REFUSED") || !strings.Contains(stdout, row.want) {
+				t.Errorf("exit %d\n%s", code, stdout)
+			}
+		})
+	}
+	p := startPeer(t, nil)
+	p.answer("SignImages", []byte(`{}`))
+	if code, stdout, stderr := run1(t, &app{}, "--server", p.url, "sign", image); code != exitFailure || stdout != "" || !strings.Contains(stderr, "about 0 images, not about 1") {
+		t.Errorf("C13 no result: exit %d %q %q", code, stdout, stderr)
+	}
+}
+
+// Two provenances that name different commits are shown as what they are.
+func TestProvenanceConflictIsShown(t *testing.T) {
+	p := startPeer(t, nil)
+	ref, err := attest.ParseImageRef(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := job
+	other.TokenID = strings.Repeat("b2", 32)
+	other.Build.Commit = strings.Repeat("c", 40)
+	for _, by := range []attest.Identity{job, other} {
+		p.record(t, ref, testkit.ProvenanceStatement(t, by, attest.Image{Ref: ref, Base: attest.Base{Result: attest.Unclaimed}}), &by)
+	}
+	code, stdout, stderr := run1(t, &app{}, "--server", p.url, "provenance", image)
+	if code != exitOK || !strings.Contains(stdout, "these provenances name different commits [PROVENANCE_CONFLICT]") {
+		t.Errorf("exit %d\n%s%s", code, stdout, stderr)
+	}
+}
+
+// A trust root of two services has no name that a summary could be expected from.
+func TestServiceOf(t *testing.T) {
+	root := testkit.NewNotary(t).Signer.TrustedRoot()
+	if got, err := serviceOf(root); err != nil || got != testkit.Service {
+		t.Fatalf("service %q, %v", got, err)
+	}
+	var doc map[string]any
+	if err := json.Unmarshal(root, &doc); err != nil {
+		t.Fatal(err)
+	}
+	authorities := doc["certificateAuthorities"].([]any)
+	second := maps.Clone(authorities[0].(map[string]any))
+	second["uri"] = "https://elsewhere.example.com"
+	for _, row := range []struct {
+		name string
+		list []any
+	}{{"two services", append(authorities, second)}, {"none", []any{}}} {
+		t.Run(row.name, func(t *testing.T) {
+			doc["certificateAuthorities"] = row.list
+			raw, err := json.Marshal(doc)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := serviceOf(raw); attest.ReasonOf(err) != attest.BadConfig {
+				t.Errorf("service %q, %v", got, err)
+			}
+		})
 	}
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"os"
 	"slices"
 	"strings"
@@ -30,7 +31,8 @@ const image = "registry.example.com/payments/api@sha256:9f3c0e5b4f6a7d8c9e0f1a2b
 //	called [METHOD[+token]]…  exactly these calls were made since the last time
 //	attached by-client    SignImages leaves attaching to the client
 //	tampered              every bundle that is signed from here on is altered
-//	vsa FILE REPO TRACK STAGE RESULT   writes a summary for the image, signed by the gate key
+//	vsa FILE REPO TRACK STAGE RESULT [SERVICE]   writes a summary for the image, signed by the gate key
+//	evidence FILE         writes a test result for the image, signed by the job
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -38,15 +40,19 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			tt := env.T().(testing.TB)
-			config, ca := authority(tt)
-			p, secure := startPeer(tt, nil), startPeer(tt, config)
+			p := startPeer(tt, nil)
 			env.Values["peer"], env.Values["t"] = p, tt
 			env.Vars = append(env.Vars,
-				"HALLMARK_SERVER="+p.url, "TLS_SERVER="+secure.url,
+				"HALLMARK_SERVER="+p.url,
 				"HALLMARK_IDENTITY_TOKEN="+jwt(testkit.Service), "OTHER_TOKEN="+jwt("https://elsewhere.example.com"),
 				"XDG_CONFIG_HOME="+env.WorkDir+"/config", "IMAGE="+image, "HEX="+image[strings.LastIndexByte(image, ':')+1:],
 				"FINGERPRINT="+p.notary.Signer.Fingerprint(), "GITHUB_TOKENS="+gitHubTokens(tt),
 				"SAN="+job.SAN, "ISSUER="+job.Issuer, "CI=", "GITHUB_ACTIONS=", "GITLAB_CI=")
+			if !strings.HasSuffix(env.WorkDir, "script-tls") {
+				return nil
+			}
+			config, ca := authority(tt)
+			env.Vars = append(env.Vars, "TLS_SERVER="+startPeer(tt, config).url)
 			return os.WriteFile(env.WorkDir+"/ca.pem", ca, 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
@@ -74,7 +80,8 @@ func TestScripts(t *testing.T) {
 				defer p.mu.Unlock()
 				p.tamper = func(b []byte) []byte { return bytes.Replace(b, []byte(`"treeSize":"`), []byte(`"treeSize":"1`), 1) }
 			},
-			"vsa": writeVSA,
+			"vsa":      writeVSA,
+			"evidence": writeEvidence,
 		},
 	})
 }
@@ -85,13 +92,27 @@ func writeVSA(ts *testscript.TestScript, _ bool, args []string) {
 	p := thePeer(ts)
 	ref, err := attest.ParseImageRef(image)
 	ts.Check(err)
-	statement, err := attest.VSAStatement(testkit.Service, attest.Image{Ref: ref}, attest.Promotion{
+	service := append(args, testkit.Service)[5]
+	statement, err := attest.VSAStatement(service, attest.Image{Ref: ref}, attest.Promotion{
 		Decided:     attest.Decided{Track: args[2], Stage: args[3], DecidedAt: "2026-11-20T12:00:00Z", Policy: attest.PolicyRef{URI: testkit.Service + "/policy/payments"}},
 		ResourceURI: "oci://" + args[1], Level: 2,
 	})
 	ts.Check(err)
 	statement = bytes.Replace(statement, []byte(`"PASSED"`), []byte(`"`+args[4]+`"`), 1)
-	_, raw := p.record(ts.Value("t").(testing.TB), ref, statement, true)
+	_, raw := p.record(ts.Value("t").(testing.TB), ref, statement, nil)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), raw, 0o600))
+}
+
+func writeEvidence(ts *testscript.TestScript, _ bool, args []string) {
+	ref, err := attest.ParseImageRef(image)
+	ts.Check(err)
+	statement, err := json.Marshal(attest.Statement{
+		Type:          attest.StatementType,
+		Subject:       []attest.Subject{{Name: string(ref.Repository), Digest: map[string]string{"sha256": ref.Digest.Hex()}}},
+		PredicateType: "https://in-toto.io/attestation/test-result/v0.1", Predicate: json.RawMessage(`{"result":"PASSED"}`),
+	})
+	ts.Check(err)
+	_, raw := thePeer(ts).record(ts.Value("t").(testing.TB), ref, statement, &job)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), raw, 0o600))
 }
 

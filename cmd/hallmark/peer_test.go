@@ -56,6 +56,7 @@ type peer struct {
 	records map[string][]*hallmarkv1.ArtifactRecord
 	attach  hallmarkv1.AttachState // that SignImages answers
 	tamper  func([]byte) []byte    // of every bundle on its way out
+	alter   func(*hallmarkv1.SignedImage)
 }
 
 // startPeer serves on loopback until the test ends; with TLS when config is set.
@@ -228,26 +229,30 @@ func (p *peer) sign(t testing.TB, ref attest.ImageRef, hint string) *hallmarkv1.
 	if err != nil {
 		t.Fatal(err)
 	}
-	out.Signature, out.SignatureBundle = p.record(t, ref, statement, false)
-	out.Provenance, out.ProvenanceBundle = p.record(t, ref, testkit.ProvenanceStatement(t, job, img), false)
+	out.Signature, out.SignatureBundle = p.record(t, ref, statement, &job)
+	out.Provenance, out.ProvenanceBundle = p.record(t, ref, testkit.ProvenanceStatement(t, job, img), &job)
 	b := job.Build
 	out.Source, out.Ref, out.Commit, out.Run = b.SourceURI, b.Ref, b.Commit, b.RunURI
 	out.Builder = attest.BuilderID(testkit.Service, job)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out.AttachState = p.attach
+	if p.alter != nil {
+		p.alter(out)
+	}
 	return out
 }
 
-// record signs and logs a statement and keeps it for GetArtifact.
-func (p *peer) record(t testing.TB, ref attest.ImageRef, statement []byte, gate bool) (*hallmarkv1.Record, []byte) {
-	c, err := p.notary.Signer.Credential(job)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sign := func() (attest.Envelope, error) { return p.notary.Signer.Sign(c, statement) }
-	if gate {
-		sign = func() (attest.Envelope, error) { return p.notary.Signer.SignGate(statement) }
+// record signs and logs a statement, by the gate's key unless by names another,
+// and keeps it for GetArtifact.
+func (p *peer) record(t testing.TB, ref attest.ImageRef, statement []byte, by *attest.Identity) (*hallmarkv1.Record, []byte) {
+	sign := func() (attest.Envelope, error) { return p.notary.Signer.SignGate(statement) }
+	if by != nil {
+		c, err := p.notary.Signer.Credential(*by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sign = func() (attest.Envelope, error) { return p.notary.Signer.Sign(c, statement) }
 	}
 	e, err := sign()
 	if err != nil {
