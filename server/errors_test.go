@@ -6,6 +6,7 @@ import (
 	"go/token"
 	"strconv"
 	"testing"
+	"unicode"
 
 	"google.golang.org/grpc/codes"
 
@@ -57,4 +58,23 @@ func TestCodes(t *testing.T) {
 			t.Errorf("CodeOf(%s) = %v, want %v", r, got, want)
 		}
 	}
+}
+
+// J04: whatever comes in, one printable line comes out, and printable text
+// comes out as it was.
+func FuzzPrintable(f *testing.F) {
+	for _, s := range []string{"", "plain", "a\nb", "\x1b[2J", "\u202eabc", "\xff\xfe", "é 漢字", "\u200b\u2028"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		out := server.Printable(s)
+		for _, r := range out {
+			if !unicode.IsPrint(r) {
+				t.Errorf("J04 Printable(%q) has %U", s, r)
+			}
+		}
+		if again := server.Printable(out); again != out {
+			t.Errorf("Printable(%q) = %q, then %q", s, out, again)
+		}
+	})
 }

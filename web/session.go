@@ -27,6 +27,9 @@ const (
 
 // HasSession reports whether a request's header has a page session, good or not.
 func HasSession(h http.Header) bool {
+	if len(h["Cookie"]) == 0 {
+		return false // as with nearly every call
+	}
 	r := http.Request{Header: h}
 	for _, name := range []string{cookieTLS, cookiePlain} {
 		if _, err := r.Cookie(name); err == nil {

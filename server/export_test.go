@@ -1,0 +1,4 @@
+package server
+
+// Printable is printable, for its fuzz test.
+var Printable = printable
