@@ -21,8 +21,8 @@ const (
 	Auditors  Role = "auditors"  // read their records
 )
 
-// Roles lists every role there is.
-func Roles() []Role { return []Role{Signers, Promoters, Auditors} }
+// allRoles lists every role there is.
+func allRoles() []Role { return []Role{Signers, Promoters, Auditors} }
 
 // entry is one line of a role: who, for which repositories.
 type entry struct {
@@ -45,7 +45,7 @@ type placed struct {
 
 func (l *loader) roles(n *yaml.Node, p *Policy) {
 	f := fields{}
-	for _, role := range Roles() {
+	for _, role := range allRoles() {
 		f[string(role)] = func(n *yaml.Node) {
 			l.list(n, string(role), func(c *yaml.Node) {
 				if e := l.entry(c, role); e != nil {
@@ -216,11 +216,11 @@ func (g Grant) Covers(repo attest.Repository) bool {
 	return slices.ContainsFunc(g.Images, func(p Pattern) bool { return p.Matches(repo) })
 }
 
-// Grants returns the roles that id holds, each once, in the order of Roles.
+// Grants returns the roles that id holds, each once: signers, promoters, auditors.
 func (p *Policy) Grants(id attest.Identity) []Grant {
 	vars := map[string]any{"id": callerVars(id)}
 	var out []Grant
-	for _, role := range Roles() {
+	for _, role := range allRoles() {
 		g := Grant{Role: role}
 		for _, e := range p.roles[role] {
 			if e.issuer != id.IssuerName || e.expired(p.known.Now()) || e.when.holds(vars) != nil {

@@ -83,15 +83,9 @@ func (t *Track) match(repo attest.Repository) (string, bool) {
 	return "", false
 }
 
-// Track returns the track that the stage belongs to.
-func (s *Stage) Track() *Track { return s.track }
-
 // Digest returns the digest of the stage's effective rules and of the roles they
 // use: it changes exactly when a decision on the same facts could.
 func (s *Stage) Digest() attest.Digest { return s.digest }
-
-// HasTarget reports whether the stage writes a tag.
-func (s *Stage) HasTarget() bool { return s.target != nil }
 
 // NeedsVersion reports whether the stage's target cannot be named without a
 // version.
@@ -110,7 +104,7 @@ func (s *Stage) Target(repo attest.Repository, version string) (attest.Repositor
 	if err != nil {
 		return "", "", err
 	}
-	if s.NeedsVersion() && version == "" {
+	if version == "" && strings.Contains(s.target.tag, "{version}") {
 		return "", "", attest.Errorf(attest.BadRequest, "the target of stage %q is %s: give --version, or build from a tag refs/tags/v…", s.Name, s.target.text)
 	}
 	tag := strings.ReplaceAll(s.target.tag, "{version}", version)
