@@ -141,6 +141,7 @@ func runAppend(ctx context.Context, o order, cfg ledger.Config) error {
 // The process is stopped between any two durable steps of an Append, and the
 // next start repairs what that left, alone.
 func TestStopAtEachStep(t *testing.T) {
+	t.Parallel()
 	for _, step := range []string{"stored", "added", "integrated", "published", "synced"} {
 		t.Run(step, func(t *testing.T) {
 			k := newKit(t)
@@ -174,6 +175,7 @@ func TestStopAtEachStep(t *testing.T) {
 
 // The repair itself is stopped at each of its steps.
 func TestStopDuringRepair(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	entries := k.signing(k.credential("1"), 1, "1")
 	k.stop(order{Do: "append", Stop: "stored", N: 1, Entries: entries})
@@ -195,6 +197,7 @@ func TestStopDuringRepair(t *testing.T) {
 }
 
 func TestStopDuringInitAndRebuild(t *testing.T) {
+	t.Parallel()
 	k := &kit{issuer: newIssuer(t), tb: t}
 	k.cfg = ledger.Config{Dir: filepath.Join(t.TempDir(), "data"), Origin: origin, LogKey: k.log}
 	k.stop(order{Do: "init", Stop: "log", N: 1})
@@ -245,6 +248,7 @@ func runLoad(ctx context.Context, o order, cfg ledger.Config) error {
 // kill -9 under load: every record that was acknowledged is there, under the
 // index that was told, and nothing is in the log without its envelope.
 func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	acknowledged := map[int]string{}
 	var all []ledger.Entry
@@ -349,6 +353,7 @@ func check(err error) {
 // F09, F10: a disk that is full answers LEDGER_UNAVAILABLE wherever it strikes,
 // loses nothing, and the repeated request returns its record.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	var entries []ledger.Entry
 	for n := range 6 {
@@ -380,6 +385,7 @@ func runOpen(ctx context.Context, _ order, cfg ledger.Config) error {
 }
 
 func TestReadOnlyDirectory(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	k.append(l, k.signed(1))

@@ -12,6 +12,7 @@ import (
 )
 
 func TestFind(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	a, b := k.credential("1"), k.credential("2")
@@ -83,6 +84,7 @@ func TestFind(t *testing.T) {
 }
 
 func TestNotFound(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	r := k.append(l, k.signed(1))[0]
@@ -112,6 +114,7 @@ func TestNotFound(t *testing.T) {
 
 // The first record in the log answers a natural key.
 func TestByKeyFirstWins(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	c := k.credential("1")

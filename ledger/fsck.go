@@ -375,10 +375,11 @@ func (c *checker) proofs(ctx context.Context) error {
 // it is interrupted, the next Open goes on.
 func Rebuild(ctx context.Context, cfg Config) error {
 	cfg = cfg.withDefaults()
-	if err := forgetIndex(ctx, cfg); err != nil {
+	if err := empty(ctx, cfg); err != nil {
 		return err
 	}
 	cfg.Step("reset")
+	// If the process dies here, the next Open does what follows.
 	l, err := Open(ctx, cfg)
 	if err != nil {
 		return err
@@ -386,18 +387,18 @@ func Rebuild(ctx context.Context, cfg Config) error {
 	return errors.Join(l.Err(), l.Close(ctx))
 }
 
-func forgetIndex(ctx context.Context, cfg Config) error {
-	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
-		return attest.Errorf(attest.NotInitialised, "%s holds no ledger", cfg.Dir)
-	}
-	unlock, err := lock(cfg.Dir)
+// empty empties the index, if the log can fill it again.
+func empty(ctx context.Context, cfg Config) error {
+	l, err := lockAndOpen(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	defer unlock()
-	x, err := openIndex(ctx, cfg.database(), "rw")
-	if err != nil {
-		return unavailable("opening the database", err)
+	published, err := l.published()
+	if err == nil {
+		err = l.index.within(ctx, published.size)
 	}
-	return unavailable("emptying the index", errors.Join(x.reset(ctx), x.close()))
+	if err == nil {
+		err = unavailable("emptying the index", l.index.reset(ctx))
+	}
+	return errors.Join(err, l.abandon())
 }

@@ -311,8 +311,15 @@ func (k *kit) append(l *ledger.Ledger, entries ...ledger.Entry) []attest.Record 
 	return out
 }
 
-// sql changes the database behind the ledger's back.
+// sql changes rows of the database behind the ledger's back.
 func (k *kit) sql(statement string, args ...any) {
+	k.tb.Helper()
+	if k.sqlAny(statement, args...) == 0 {
+		k.tb.Fatalf("%s changed nothing", statement)
+	}
+}
+
+func (k *kit) sqlAny(statement string, args ...any) int64 {
 	k.tb.Helper()
 	db, err := sql.Open("sqlite", "file:"+filepath.Join(k.cfg.Dir, "hallmark.db")+"?_pragma=busy_timeout(10000)")
 	if err != nil {
@@ -323,9 +330,11 @@ func (k *kit) sql(statement string, args ...any) {
 	if err != nil {
 		k.tb.Fatal(err)
 	}
-	if n, err := r.RowsAffected(); err != nil || n == 0 {
-		k.tb.Fatalf("%s changed %d rows, %v", statement, n, err)
+	n, err := r.RowsAffected()
+	if err != nil {
+		k.tb.Fatal(err)
 	}
+	return n
 }
 
 // await waits until the ledger's trouble has the given reason; "" is none.

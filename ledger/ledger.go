@@ -233,9 +233,21 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	return l, nil
 }
 
-// open takes the lock and reads the state, and starts nothing.
+// open takes the lock and reads the state, and writes nothing to the log, so
+// that one that is behind the index is left as it is.
 func open(ctx context.Context, cfg Config) (*Ledger, error) {
-	cfg = cfg.withDefaults()
+	l, err := lockAndOpen(ctx, cfg.withDefaults())
+	if err != nil {
+		return nil, err
+	}
+	if err := l.read(ctx); err != nil {
+		return nil, errors.Join(err, l.abandon())
+	}
+	return l, nil
+}
+
+// lockAndOpen makes a Ledger of which only files and database are open.
+func lockAndOpen(ctx context.Context, cfg Config) (l *Ledger, err error) {
 	key, err := newLogKey(cfg.Origin, cfg.LogKey)
 	if err != nil {
 		return nil, err
@@ -243,43 +255,40 @@ func open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
 		return nil, attest.Errorf(attest.NotInitialised, "%s holds no ledger: run hallmarkd init", cfg.Dir)
 	}
-	l := &Ledger{
-		cfg: cfg, log: cfg.Logger, unlock: func() error { return nil },
+	l = &Ledger{
+		cfg: cfg, log: cfg.Logger, suspects: map[uint64]struct{}{},
 		wake: make(chan struct{}, 1), kick: make(chan struct{}, 1), check: make(chan struct{}, 1),
 	}
 	l.line.init()
-	l.suspects = map[uint64]struct{}{}
 	if l.checkpoints, err = lru.New[uint64, checkpoint](4096); err != nil {
 		return nil, err
 	}
-	l.ctx, l.stop = context.WithCancel(context.Background())
+	if l.files, err = newLogFiles(cfg.logDir()); err != nil {
+		return nil, err
+	}
 	if l.unlock, err = lock(cfg.Dir); err != nil {
 		return nil, err
 	}
-	if err := l.read(ctx, key); err != nil {
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	if l.index, err = openIndex(ctx, cfg.database(), "rw"); err != nil {
+		return nil, errors.Join(unavailable("opening the database", err), l.abandon())
+	}
+	if err := l.index.compatible(ctx); err != nil {
 		return nil, errors.Join(err, l.abandon())
 	}
+	l.state = &deriver{files: l.files, key: key, source: l.index, index: l.index, step: cfg.Step}
 	return l, nil
 }
 
-// read opens log and index without writing to the log, so that a log that is
-// behind the index is left as it is.
-func (l *Ledger) read(ctx context.Context, key *logKey) (err error) {
-	if l.index, err = openIndex(ctx, l.cfg.database(), "rw"); err != nil {
-		return unavailable("opening the database", err)
-	}
-	if done, err := l.index.created(ctx); err != nil {
-		return unavailable("reading the database", err)
-	} else if !done {
-		return attest.Errorf(attest.NotInitialised, "%s was not initialised completely: run hallmarkd init again", l.cfg.Dir)
-	}
-	if v, err := l.index.meta(ctx, metaSchema); err != nil || v != schemaVersion {
-		return attest.Errorf(attest.LedgerUnavailable, "the database has schema %d, this program needs %d: run the program that made it (%v)", v, schemaVersion, err)
-	}
-	if l.files, err = newLogFiles(l.cfg.logDir()); err != nil {
+// read reads the state of log and index.
+func (l *Ledger) read(ctx context.Context) error {
+	published, err := l.published()
+	if err != nil {
 		return err
 	}
-	l.state = &deriver{files: l.files, key: key, source: l.index, index: l.index, step: l.cfg.Step}
+	if err := l.index.within(ctx, published.size); err != nil {
+		return err
+	}
 	if v, err := l.index.meta(ctx, metaFacts); err != nil {
 		return unavailable("reading the database", err)
 	} else if v != factsVersion {
@@ -287,15 +296,6 @@ func (l *Ledger) read(ctx context.Context, key *logKey) (err error) {
 		if err := l.index.reset(ctx); err != nil {
 			return unavailable("rebuilding the index", err)
 		}
-	}
-	published, err := l.published()
-	if err != nil {
-		return err
-	}
-	if synced, err := l.index.meta(ctx, metaSynced); err != nil {
-		return unavailable("reading the database", err)
-	} else if published.size < uint64(synced) {
-		return behind(published.size, uint64(synced))
 	}
 	if err := l.state.load(ctx); err != nil {
 		return unavailable("reading the index", err)
@@ -306,8 +306,38 @@ func (l *Ledger) read(ctx context.Context, key *logKey) (err error) {
 	return nil
 }
 
-func behind(log, index uint64) error {
-	return attest.Errorf(attest.LedgerBehind, "the log has %d entries, but the index has taken in %d: the log was rolled back. Restore its directory; what was signed since must not be forgotten", log, index)
+// compatible checks that the database was made completely, and by this schema.
+func (x *index) compatible(ctx context.Context) error {
+	if done, err := x.created(ctx); err != nil {
+		return unavailable("reading the database", err)
+	} else if !done {
+		return attest.Errorf(attest.NotInitialised, "the data directory was not initialised completely: run hallmarkd init again")
+	}
+	v, err := x.meta(ctx, metaSchema)
+	if err != nil {
+		return unavailable("reading the database", err)
+	}
+	if v != schemaVersion {
+		return attest.Errorf(attest.LedgerUnavailable, "the database has schema %d, this program needs %d: run the program that made it", v, schemaVersion)
+	}
+	return nil
+}
+
+func behind(log, given uint64) error {
+	return attest.Errorf(attest.LedgerBehind, "the log has %d entries, but a checkpoint of %d was given out: the log was rolled back. Restore its directory; what was signed since must not be forgotten", log, given)
+}
+
+// within returns LEDGER_BEHIND_INDEX when a checkpoint of a larger log was given
+// out. Every size that the index was at has one.
+func (x *index) within(ctx context.Context, size uint64) error {
+	var given uint64
+	if err := x.row(ctx, `SELECT coalesce(max(size), 0) FROM checkpoints`, nil, &given); err != nil {
+		return unavailable("reading the database", err)
+	}
+	if given > size {
+		return behind(size, given)
+	}
+	return nil
 }
 
 // start runs the background work and completes what a crash interrupted.

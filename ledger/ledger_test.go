@@ -22,6 +22,7 @@ import (
 )
 
 func TestAppendGivesRecordsWithProofs(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	records := k.append(l, k.signing(k.credential("9912"), 1, "9912")...)
@@ -66,6 +67,7 @@ func verify(tb testing.TB, r attest.Record) {
 
 // A bundle is the same bytes for ever, so a record keeps its first checkpoint.
 func TestRecordKeepsItsFirstCheckpoint(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	first := k.append(l, k.signed(1))[0]
@@ -98,6 +100,7 @@ func TestRecordKeepsItsFirstCheckpoint(t *testing.T) {
 }
 
 func TestIdenticalAppendsMakeOneRecord(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	entries := k.signing(k.credential("1"), 1, "1")
@@ -128,6 +131,7 @@ func TestIdenticalAppendsMakeOneRecord(t *testing.T) {
 
 // F11: the record of one signer is never given for that of another.
 func TestTwoSignersOfOneStatementAreTwoRecords(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	payload, err := attest.SignatureStatement(image(1), "x")
@@ -145,6 +149,7 @@ func TestTwoSignersOfOneStatementAreTwoRecords(t *testing.T) {
 // Precertificates are joined by many Appends at once; none of their statements
 // may stand before it in the log. fsck checks that.
 func TestSharedPrecertificateComesFirst(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	var wg sync.WaitGroup
@@ -166,6 +171,7 @@ func TestSharedPrecertificateComesFirst(t *testing.T) {
 }
 
 func TestAppendRefuses(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	change := func(f func(*attest.Envelope)) []ledger.Entry {
@@ -208,6 +214,7 @@ func TestAppendRefuses(t *testing.T) {
 
 // F13: the largest entry that the log takes is taken.
 func TestLargestEntry(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	e := k.signed(1)
@@ -223,6 +230,7 @@ func TestLargestEntry(t *testing.T) {
 }
 
 func TestCancelledWaiterLosesNothing(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	k.cfg.Step = func(step string) {
@@ -245,6 +253,7 @@ func TestCancelledWaiterLosesNothing(t *testing.T) {
 }
 
 func TestClosedLedgerRefuses(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	r := k.append(l, k.signed(1))[0]
@@ -281,6 +290,7 @@ func refusals(t *testing.T, l *ledger.Ledger, r attest.Record) map[string]error 
 }
 
 func TestInitAndOpenRefuse(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	wantReason(t, "init twice", ledger.Init(t.Context(), k.cfg), attest.AlreadyExists)
 	l := k.open()
@@ -321,6 +331,7 @@ func TestInitAndOpenRefuse(t *testing.T) {
 }
 
 func TestRebuildEquals(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	c := k.credential("1")
@@ -399,6 +410,7 @@ func snapshot(tb testing.TB, l *ledger.Ledger) state {
 
 // A new version of the facts rebuilds the index at the next start.
 func TestIndexOfAnotherVersionIsRebuilt(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	k.append(l, k.signing(k.credential("1"), 1, "1")...)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestTasks(t *testing.T) {
+	t.Parallel()
 	k := newKit(t)
 	l := k.open()
 	img := image(1)

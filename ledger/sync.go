@@ -133,7 +133,7 @@ func (d *deriver) next(ctx context.Context, published checkpoint) (checkpoint, e
 		return published, nil
 	}
 	if uint64(size.Int64) > published.size {
-		return checkpoint{}, attest.Errorf(attest.LedgerBehind, "the log has %d entries, but a checkpoint of %d was given out: restore the log's directory", published.size, size.Int64)
+		return checkpoint{}, behind(published.size, uint64(size.Int64))
 	}
 	return d.stored(ctx, uint64(size.Int64))
 }

@@ -102,7 +102,8 @@ func (k *logKey) parse(raw []byte) (checkpoint, error) {
 	if err != nil {
 		return checkpoint{}, attest.Errorf(attest.CheckpointInvalid, "the checkpoint is not signed by the log's key, or was altered: %w", err)
 	}
-	if len(rest) > 0 || len(n.UnverifiedSigs) > 0 || len(n.Sigs) != 1 || len(cp.Hash) != sha256.Size || n.Text != string(cp.Marshal()) {
+	if len(rest) > 0 || len(n.Sigs) != 1 || len(cp.Hash) != sha256.Size || n.Text != string(cp.Marshal()) ||
+		string(raw) != n.Text+"\n— "+n.Sigs[0].Name+" "+n.Sigs[0].Base64+"\n" {
 		return checkpoint{}, attest.Errorf(attest.CheckpointInvalid, "the checkpoint has more in it than this log writes")
 	}
 	return checkpoint{cp.Size, cp.Hash, raw}, nil

@@ -189,7 +189,7 @@ func (l *Ledger) published() (checkpoint, error) {
 	if err != nil {
 		return checkpoint{}, attest.Errorf(attest.LedgerUnavailable, "reading the checkpoint: %w", err)
 	}
-	if bytes.Equal(raw, l.raw) {
+	if l.raw != nil && bytes.Equal(raw, l.raw) {
 		return l.head, nil
 	}
 	cp, err := l.state.key.parse(raw)
@@ -244,7 +244,11 @@ const scrubRecords = 200
 // checkLoop looks for envelopes that were deleted or altered behind our back
 // (attacks K09).
 func (l *Ledger) checkLoop() {
-	timer := time.NewTimer(l.cfg.CheckInterval)
+	wait := l.cfg.CheckInterval
+	if l.trouble.get() != nil {
+		wait = lookTrouble
+	}
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
 		select {
