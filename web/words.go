@@ -36,16 +36,17 @@ func mark(o attest.Outcome) string {
 	return "x"
 }
 
-// found is what a rule needs and has, in one phrase.
+// found says what a rule needs and what there is, as the client does.
 func found(r attest.RuleResult) string {
-	var parts []string
-	if r.Required != "" {
-		parts = append(parts, "needs "+r.Required)
+	switch {
+	case r.Outcome == attest.Errored && r.Found == "":
+		return "could not be judged"
+	case r.Outcome == attest.Errored || r.Required == "":
+		return r.Found
+	case r.Found == "":
+		return "needs " + r.Required
 	}
-	if r.Found != "" {
-		parts = append(parts, "has "+r.Found)
-	}
-	return strings.Join(parts, ", ")
+	return "needs " + r.Required + ", has " + r.Found
 }
 
 func failed(d gate.Decision) []attest.RuleResult { return split(d, false) }
