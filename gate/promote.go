@@ -281,9 +281,10 @@ func (g *Gate) promoted(ctx context.Context, id attest.RecordID) (Promoted, erro
 		return Promoted{}, err
 	}
 	for _, v := range vsas {
-		if len(v.Certificate) > 0 {
+		switch byCertificate := len(v.Certificate) > 0; {
+		case byCertificate && out.VSABundle == nil: // the first in the log answers
 			out.VSABundle, err = v.Bundle(g.Signer.LogID())
-		} else {
+		case !byCertificate && out.VSAEnvelope == nil:
 			out.VSAEnvelope, err = v.DSSE()
 		}
 		if err != nil {

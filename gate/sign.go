@@ -149,6 +149,13 @@ func (g *Gate) sign(ctx context.Context, id attest.Identity, img SignImage, key 
 		return Signed{}, err
 	}
 	g.Step("recorded")
+	// An earlier attempt may be in the log although its caller was told that it
+	// failed (attacks F09). The first record answers, now and ever after.
+	if first, found, err := g.Ledger.ByKey(ctx, key); err != nil {
+		return Signed{}, err
+	} else if found && first != recs[2].ID {
+		return g.signedBefore(ctx, key, first)
+	}
 	s, err := g.answer(recs[1], recs[2])
 	s.tasked = !byClient
 	return s, err
