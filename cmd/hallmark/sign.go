@@ -363,8 +363,12 @@ func baseText(b *baseInfo) string {
 	if b.Digest != "" {
 		name += "@" + b.Digest
 	}
+	layers := fmt.Sprintf("its %d layers are", b.Layers)
+	if b.Layers == 1 {
+		layers = "its one layer is"
+	}
 	how := map[string]string{
-		string(attest.ProvenLayers): fmt.Sprintf("proved: its %d layers are the image's first", b.Layers),
+		string(attest.ProvenLayers): "proved: " + layers + " the image's first",
 		string(attest.Claimed):      "claimed, not proved",
 		string(attest.Unclaimed):    "not known: nobody names one",
 		string(attest.Contradicted): "claimed, but the layers say otherwise",

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/hallmarkd/hallmark/internal/testkit"
+)
+
+// The commands against the whole service: a job signs, the gate moves stages and
+// refuses, an auditor asks, and the summary proves the stage without the service.
+func TestAgainstTheService(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{})
+	pushed := s.PushOn(s.PushBase("static", "12"), "12", "acme/api")
+	dir := t.TempDir()
+	do := func(want int, token string, args ...string) string {
+		t.Helper()
+		a := &app{getenv: func(k string) string {
+			return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": token}[k]
+		}}
+		code, stdout, stderr := run1(t, a, append([]string{"--server", s.URL}, args...)...)
+		if code != want {
+			t.Fatalf("hallmark %s: exit %d, want %d\n%s\n%s", strings.Join(args, " "), code, want, stdout, stderr)
+		}
+		return stdout
+	}
+	contains := func(got string, parts ...string) {
+		t.Helper()
+		for _, part := range parts {
+			if !strings.Contains(got, part) {
+				t.Errorf("no %q in\n%s", part, got)
+			}
+		}
+	}
+	ref, job := pushed.String(), s.Token(nil)
+	auditor := s.PersonToken("a-1", "audit")
+
+	contains(do(exitOK, job, "whoami", string(pushed.Repository)), "signers for", "covers "+string(pushed.Repository))
+	do(exitDenied, s.PromoterToken(), "promote", ref, "--to-stage", "test")
+	contains(do(exitOK, job, "sign", ref), "SIGNED  "+ref, testkit.Commit, "proved: its one layer is the image's first", "by the server, read back")
+	contains(do(exitOK, job, "verify", ref), "ALLOWED")
+	do(exitDenied, job, "verify", ref, "--stage", "test")
+	contains(do(exitDenied, s.PromoterToken(), "promote", ref, "--to-stage", "staging", "--dry-run"), "WOULD BE DENIED", "x after")
+	do(exitNotPermitted, job, "promote", ref, "--to-stage", "test")
+	for _, stage := range []string{"test", "staging", "prod"} {
+		contains(do(exitOK, s.PromoterToken(), "promote", ref, "--to-stage", stage, "--version", "1.0.0"), "ALLOWED", "now in "+stage)
+		contains(do(exitOK, job, "verify", ref, "--stage", stage), "ALLOWED")
+	}
+	contains(do(exitOK, auditor, "provenance", ref), testkit.Commit+"  (from the CI system's signed token)", "proved: its one layer is the image's first", "(read from the registry)")
+	contains(do(exitOK, auditor, "history", ref), "signature", "provenance", "promotion", "denial")
+	contains(do(exitOK, job, "stages"), ref[strings.Index(ref, "@")+1:], "DONE")
+	do(exitNotFound, s.PromoterToken(), "promote", ref, "--to-stage", "nowhere")
+	do(exitNotPermitted, job, "history", ref)
+
+	// The denial of the beginning, by its number.
+	var history historyInfo
+	if err := json.Unmarshal([]byte(do(exitOK, auditor, "history", ref, "--kind", "denial", "--output", "json")), &history); err != nil {
+		t.Fatal(err)
+	}
+	if len(history.Records) != 1 {
+		t.Fatalf("%d denials are recorded, want one", len(history.Records))
+	}
+	number := strconv.FormatInt(history.Records[0].Number, 10)
+	contains(do(exitOK, auditor, "decision", number), "DENIED", "decision "+number, s.URL+"/d/"+number)
+
+	// The stage, proved by the summary alone. Asking again returns the same one.
+	var promoted decisionInfo
+	if err := json.Unmarshal([]byte(do(exitOK, s.PromoterToken(), "promote", ref, "--to-stage", "prod", "--version", "1.0.0", "--output", "json")), &promoted); err != nil {
+		t.Fatal(err)
+	}
+	file := func(name string, b []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	vsa := file("vsa.json", promoted.Promotion.VSABundle)
+	root := file("root.json", []byte(do(exitOK, "", "trust-root")))
+	prod := promoted.Promotion.Target[:strings.LastIndexByte(promoted.Promotion.Target, ':')] + "@" + pushed.Digest.String()
+	contains(do(exitOK, "", "verify", prod, "--offline", "--trusted-root", root, "--bundle", vsa, "--stage", "prod", "--track", "acme"), "ALLOWED", "ok summary")
+	do(exitDenied, "", "verify", prod, "--offline", "--trusted-root", root, "--bundle", vsa, "--stage", "staging", "--track", "acme")
+	do(exitDenied, "", "verify", ref, "--offline", "--trusted-root", root, "--bundle", vsa, "--stage", "prod", "--track", "acme")
+}
