@@ -364,7 +364,7 @@ func (s *session) referrersAPI(ctx context.Context, d attest.Digest) (*listing, 
 		if _, err := l.read(a); err != nil {
 			return nil, err
 		}
-		if page >= maxListed {
+		if page >= maxPages {
 			return nil, attest.Errorf(attest.TooLarge, "registry %s lists referrers of %s on too many pages", s.host.name, d)
 		}
 		if path, err = s.nextPage(a, base); err != nil {

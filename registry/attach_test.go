@@ -265,6 +265,8 @@ func TestAttachForeignWriter(t *testing.T) {
 			ref := push(t, host+"/team/app", "1", image(t, "x"))
 			sbom := push(t, host+"/team/app", "sbom", image(t, "sbom"))
 			theirs := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"size":%d,"digest":%q}]}`, ociIndex, ociManifest, sizeOf(t, image(t, "sbom")), sbom.Digest)
+			// What was listed before and is lost by the other writer comes back too.
+			want(t, newClient(t, registry.Config{Hosts: plain(host)}).Attach(t.Context(), ref, []byte("earlier"), predicate, created), "")
 			var writes atomic.Int64
 			front := proxy(t, host, func(w http.ResponseWriter, r *http.Request) bool {
 				if r.Method != http.MethodPut || !strings.HasSuffix(r.URL.Path, "/sha256-"+ref.Digest.Hex()) || writes.Add(1) > row.loses {
@@ -278,7 +280,7 @@ func TestAttachForeignWriter(t *testing.T) {
 			c := newClient(t, registry.Config{Hosts: plain(front)})
 			want(t, c.Attach(t.Context(), ref, []byte("ours"), predicate, created), row.reason)
 			entries := listed(t, attest.ImageRef{Repository: attest.Repository(host + "/team/app"), Digest: ref.Digest})
-			if _, ok := entries[sbom.Digest.String()]; !ok || row.foreign && len(entries) != 2 {
+			if _, ok := entries[sbom.Digest.String()]; !ok || row.foreign && len(entries) != 3 {
 				t.Errorf("listed %v", entries)
 			}
 		})

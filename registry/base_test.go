@@ -57,7 +57,7 @@ func TestBase(t *testing.T) {
 	evil := newFake(t, nil)
 	c := newClient(t, registry.Config{
 		Hosts:   plain(host, down.host(), denies.host(), evil.host()),
-		Mirrors: []registry.Mirror{{From: host + "/hub", To: "docker.io"}, {From: host + "/hub/corp", To: "corp.example.com/images"}},
+		Mirrors: []registry.Mirror{{From: host + "/hub/corp", To: "corp.example.com/images"}, {From: host + "/hub", To: "docker.io"}},
 	})
 	at := func(path string) string { return host + "/" + path }
 
@@ -167,6 +167,8 @@ func TestBase(t *testing.T) {
 			claims: []claim{{"annotation", refOther.String(), "CONTRADICTED", "the base's layers are not the first layers of the image"}, {"caller", "registry.example.com/base:1", "CLAIMED", "registry registry.example.com is not configured"}}},
 		{name: "an image as its own base", image: app, hint: at("team/app@") + digestOf(t, app).String(), result: attest.Contradicted, base: at("team/app@") + digestOf(t, app).String(),
 			claims: []claim{{"caller", at("team/app@") + digestOf(t, app).String(), "CONTRADICTED", "an image is not its own base"}}},
+		{name: "an index as its own base", image: apps(), hint: at("team/app@") + digestOf(t, apps()).String(), result: attest.Contradicted, base: at("team/app@") + digestOf(t, apps()).String(),
+			claims: []claim{{"caller", at("team/app@") + digestOf(t, apps()).String(), "CONTRADICTED", "an image is not its own base"}}},
 		{name: "hint without host", image: app, hint: "debian:12", reason: attest.BadReference},
 		{name: "hint without tag and digest", image: app, hint: at("base/app"), reason: attest.BadReference},
 		{name: "hint with a bad digest", image: app, hint: at("base/app@sha256:abc"), reason: attest.BadDigest},

@@ -40,6 +40,7 @@ const (
 	maxBundles   = 64 << 20 // bytes of all bundles of one digest
 	maxReferrers = 256      // bundles of one digest that are read
 	maxListed    = 4096     // referrers of one digest that are looked at
+	maxPages     = 64       // pages that a list of referrers may have
 	maxPlatforms = 256      // entries of an index
 	maxBlob      = 32 << 30 // bytes of a layer that is copied
 	maxOther     = 1 << 20  // bytes of every other answer: tokens, pings, errors

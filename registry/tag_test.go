@@ -210,6 +210,14 @@ func TestTagRefuses(t *testing.T) {
 			elsewhere.untouched(t)
 		})
 	}
+	t.Run("G19 layer of another size than the manifest says", func(t *testing.T) {
+		f := newFake(t, nil)
+		for _, text := range []string{"{}", "layer"} {
+			f.set("/v2/a/app/blobs/"+attest.Hash([]byte(text)).String(), page{body: text})
+		}
+		ref := f.serve("a/app", ociManifest, strings.Replace(manifest(""), `"size":5`, `"size":4`, 1))
+		want(t, newClient(t, registry.Config{Hosts: plain(f.host(), host)}).Tag(t.Context(), ref, attest.Repository(host+"/prod/app"), "v1"), attest.DigestMismatch)
+	})
 	t.Run("G06 nested index", func(t *testing.T) {
 		inner := index(t, map[string]v1.Image{"linux/amd64": image(t, "x")})
 		outer := push(t, host+"/team/nested", "1", mutate.AppendManifests(inner, mutate.IndexAddendum{Add: inner}))
