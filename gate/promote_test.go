@@ -515,10 +515,13 @@ func TestM09ClockBehindLedger(t *testing.T) {
 // faulty is a registry whose manifest writes under tags can be made to go wrong.
 type faulty struct {
 	host  string
+	login atomic.Pointer[[2]string]                                     // user and password that it asks for
 	wrong atomic.Pointer[func(http.ResponseWriter, *http.Request) bool] // true: answered
 }
 
 func (f *faulty) set(wrong func(http.ResponseWriter, *http.Request) bool) { f.wrong.Store(&wrong) }
+
+func (f *faulty) demand(user, password string) { f.login.Store(&[2]string{user, password}) }
 
 func startFaulty(t *testing.T) *faulty {
 	t.Helper()
@@ -530,6 +533,12 @@ func startFaulty(t *testing.T) *faulty {
 	forward := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: real.Host()})
 	f := &faulty{}
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if login := f.login.Load(); login != nil && *login != [2]string{user, password} {
+			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		i := strings.Index(r.URL.Path, "/manifests/")
 		tagged := r.Method == http.MethodPut && i > 0 && !strings.HasPrefix(r.URL.Path[i:], "/manifests/sha256")
 		if wrong := f.wrong.Load(); tagged && wrong != nil && (*wrong)(w, r) {
