@@ -11,8 +11,8 @@ import (
 )
 
 // wireBundle is the JSON of a Sigstore bundle v0.3 with the names that it may
-// hold; those that this service never writes are here so that they can be
-// refused by what they are.
+// hold. Those that this service never writes are here so that such a bundle is
+// refused for what it lacks; step 5 of Bundle refuses them beside the others.
 type wireBundle struct {
 	MediaType            string `json:"mediaType"`
 	VerificationMaterial struct {
@@ -114,23 +114,19 @@ func (v *Verifier) parse(data []byte) (parsed, error) {
 		return parsed{}, attest.Errorf(attest.BundleVersion, "the bundle is %q, not %q", clip(w.MediaType), attest.BundleMediaType)
 	}
 	// 3. One DSSE envelope with one signature.
-	if w.Envelope == nil || w.Message != nil {
+	if w.Envelope == nil {
 		return parsed{}, attest.Errorf(attest.PayloadType, "the bundle holds no DSSE envelope")
 	}
 	if n := len(w.Envelope.Signatures); n != 1 {
 		return parsed{}, attest.Errorf(attest.SignatureCount, "the envelope has %d signatures, not one", n)
 	}
-	sig := w.Envelope.Signatures[0]
-	if sig.KeyID != "" {
-		return parsed{}, attest.Errorf(attest.BundleMalformed, "the signature names a key id, which stock tools refuse")
-	}
 	p := parsed{record: attest.Record{Envelope: attest.Envelope{
-		PayloadType: w.Envelope.PayloadType, Payload: w.Envelope.Payload, Signature: sig.Sig,
+		PayloadType: w.Envelope.PayloadType, Payload: w.Envelope.Payload, Signature: w.Envelope.Signatures[0].Sig,
 	}}}
 	// 4. One certificate or the gate key.
 	m := w.VerificationMaterial
 	switch {
-	case m.Chain != nil || (m.Certificate == nil) == (m.PublicKey == nil):
+	case (m.Certificate == nil) == (m.PublicKey == nil):
 		return parsed{}, attest.Errorf(attest.BundleMalformed, "the bundle must hold one certificate or one public key")
 	case m.Certificate != nil:
 		p.record.Certificate = m.Certificate.RawBytes

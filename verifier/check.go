@@ -234,7 +234,6 @@ func (v *Verifier) timestamp(raw, sig []byte) (time.Time, error) {
 		}
 		w := window{tsa.ValidityPeriodStart, tsa.ValidityPeriodEnd}
 		w.narrow(tsa.Leaf.NotBefore, tsa.Leaf.NotAfter)
-		w.narrow(tsa.Root.NotBefore, tsa.Root.NotAfter)
 		if w.holds(ts.Time) {
 			return ts.Time, nil
 		}
@@ -324,7 +323,10 @@ func (c *checked) bound() error {
 // precertificate checks a precertificate before it is logged: signed by the
 // authority that issued it, and unusable as a certificate.
 func (v *Verifier) precertificate(e attest.Envelope) error {
-	if len(e.Payload) > maxCertificate || len(e.Signature) > maxSignature || len(e.Certificate) > 0 || len(e.Timestamp) > 0 {
+	if len(e.Payload) > maxCertificate || len(e.Signature) > maxSignature {
+		return attest.Errorf(attest.TooLarge, "the precertificate or its signature is too long")
+	}
+	if len(e.Certificate) > 0 || len(e.Timestamp) > 0 {
 		return attest.Errorf(attest.BundleMalformed, "a precertificate comes with a signature and the key of its authority only")
 	}
 	cert, err := x509.ParseCertificate(e.Payload)
@@ -365,11 +367,6 @@ func (v *Verifier) inclusion(r attest.Record) (logKey, *flog.Checkpoint, error) 
 	}
 	if cp.Size != r.TreeSize || len(cp.Hash) != sha256.Size || cp.Size > math.MaxInt64 {
 		return logKey{}, nil, attest.Errorf(attest.CheckpointInvalid, "the checkpoint is for %d entries, the proof for %d", cp.Size, r.TreeSize)
-	}
-	for _, h := range r.Proof {
-		if len(h) != sha256.Size {
-			return logKey{}, nil, attest.Errorf(attest.LogProofInvalid, "the inclusion proof holds something that is no hash")
-		}
 	}
 	id := r.Envelope.ID()
 	if err := proof.VerifyInclusion(rfc6962.DefaultHasher, r.Index, cp.Size, id[:], r.Proof, cp.Hash); err != nil {

@@ -120,7 +120,7 @@ func derive(b *attest.Build) {
 		return
 	}
 	if rest, ok := strings.CutPrefix(b.ConfigURI, b.SourceURI+"/"); ok {
-		if path, ok := strings.CutSuffix(rest, "@"+b.Ref); ok && b.Ref != "" {
+		if path, ok := strings.CutSuffix(rest, "@"+b.Ref); ok {
 			b.WorkflowPath = path
 		}
 	}

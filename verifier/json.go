@@ -34,7 +34,6 @@ func Decode(data []byte, into any) error {
 	}
 	fresh := reflect.New(target.Type().Elem())
 	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
 	dec.UseNumber()
 	if err := dec.Decode(fresh.Interface()); err != nil {
 		return attest.Errorf(attest.BadJSON, "%w", err)

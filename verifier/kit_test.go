@@ -2,6 +2,7 @@ package verifier_test
 
 import (
 	"bytes"
+	"cmp"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -192,11 +193,12 @@ type forged struct {
 	certificate func(*x509.Certificate) // changes the template
 	curve       elliptic.Curve          // of the leaf key; nil: P-256
 	issuer      string                  // key that certifies; "": intermediate
-	sct         string                  // key that signs the SCT; "": ct; "none"
+	sct         string                  // key that signs the SCT; "": ct; "none"; "poison": make the precertificate
 	tsa         string                  // key that stamps; "": tsa
 	stamp       func(*timestamp.Timestamp)
 	payloadType string
 	noExt       bool
+	vouches     string // OIDC issuer in the certificate; "": identity's
 }
 
 // forge signs payload as f says, with the real keys.
@@ -224,7 +226,7 @@ func (w *world) leaf(f forged, key *ecdsa.PrivateKey) []byte {
 		URIs: []*url.URL{san}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning},
 	}
 	if !f.noExt {
-		template.ExtraExtensions = must(certificate.Extensions{Issuer: identity().Issuer}.Render())(w.tb)
+		template.ExtraExtensions = must(certificate.Extensions{Issuer: cmp.Or(f.vouches, identity().Issuer)}.Render())(w.tb)
 	}
 	if f.certificate != nil {
 		f.certificate(template)
@@ -239,12 +241,26 @@ func (w *world) leaf(f forged, key *ecdsa.PrivateKey) []byte {
 		template.ExtraExtensions = append(extensions, pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 3}, Critical: true, Value: asn1.NullBytes})
 		pre := must(x509.CreateCertificate(rand.Reader, template, &parent, key.Public(), issuer))(w.tb)
 		by := w.keys["ct"]
+		if f.sct == "poison" {
+			return pre
+		}
 		if f.sct != "" {
 			by = w.keys[f.sct]
 		}
 		template.ExtraExtensions = append(extensions, w.sct(pre, by))
 	}
 	return must(x509.CreateCertificate(rand.Reader, template, &parent, key.Public(), issuer))(w.tb)
+}
+
+// precertificate is one as f says, signed for the log by the authority.
+func (w *world) precertificate(f forged) attest.Envelope {
+	w.tb.Helper()
+	f.sct = "poison"
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(w.tb)
+	e := attest.Envelope{PayloadType: attest.PrecertificatePayload, Payload: w.leaf(f, key), PublicKey: w.ca.RawSubjectPublicKeyInfo}
+	signed := e.Signed()
+	e.Signature = must(w.keys["intermediate"].Sign(rand.Reader, signed[:], crypto.SHA256))(w.tb)
+	return e
 }
 
 // sct follows Fulcio's way, independent of the signer's.

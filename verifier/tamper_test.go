@@ -2,6 +2,7 @@ package verifier_test
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -13,10 +14,12 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/digitorus/pkcs7"
 	"github.com/digitorus/timestamp"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -150,6 +153,7 @@ func TestTamperedBundle(t *testing.T) {
 		{"F08 index said twice, differently", func(b m) { proofOf(b)["logIndex"] = "0" }, attest.LogProofInvalid, true},
 		{"J05 negative index", func(b m) { entryOf(b)["logIndex"], proofOf(b)["logIndex"] = "-1", "-1" }, attest.BundleMalformed, false},
 		{"J05 index beyond int64", func(b m) { entryOf(b)["logIndex"] = "9223372036854775808" }, attest.BundleMalformed, false},
+		{"J05 index with a leading zero", func(b m) { entryOf(b)["logIndex"] = "0" + entryOf(b)["logIndex"].(string) }, attest.BundleMalformed, false},
 		{"J05 index as a float", func(b m) { entryOf(b)["logIndex"] = json.Number("5e0") }, attest.BundleMalformed, true},
 
 		// The checkpoint.
@@ -170,6 +174,11 @@ func TestTamperedBundle(t *testing.T) {
 		{"F06 of another log by the same key", func(b m) {
 			note(b, func(string) string {
 				return string(w.checkpoint("log", "other.example.com", good.TreeSize, w.tree.HashAt(good.TreeSize)))
+			})
+		}, attest.CheckpointInvalid, false},
+		{"F06 with half a root", func(b m) {
+			note(b, func(string) string {
+				return string(w.checkpoint("log", w.signer.Origin(), good.TreeSize, make([]byte, 16)))
 			})
 		}, attest.CheckpointInvalid, false},
 		{"F06 with a tree id as in Rekor v1", func(b m) {
@@ -195,6 +204,8 @@ func TestTamperedBundle(t *testing.T) {
 		{"C18 version 0.3.1", func(b m) { b["mediaType"] = "application/vnd.dev.sigstore.bundle.v0.3.1+json" }, attest.BundleVersion, true},
 		{"C18 version 0.4", func(b m) { b["mediaType"] = "application/vnd.dev.sigstore.bundle.v0.4+json" }, attest.BundleVersion, false},
 		{"C18 no version", func(b m) { delete(b, "mediaType") }, attest.BundleVersion, false},
+		{"C16 certificate beside a chain", func(b m) { material(b)["x509CertificateChain"] = m{} }, attest.BundleMalformed, false},
+		{"C07 envelope beside a message", func(b m) { b["messageSignature"] = m{} }, attest.BundleMalformed, false},
 		{"unknown field", func(b m) { b["extra"] = 1 }, attest.BundleMalformed, false},
 		{"unknown field below", func(b m) { proofOf(b)["extra"] = 1 }, attest.BundleMalformed, false},
 	} {
@@ -301,6 +312,8 @@ func TestForged(t *testing.T) {
 		{"H05 stamped by the certificate log's key", forged{tsa: "ct"}, attest.TimestampInvalid, false},
 		{"E01 stamped by the root key", forged{tsa: "root"}, attest.TimestampInvalid, false},
 		{"E01 time from before the authority", forged{stamp: at(-24 * time.Hour)}, attest.TimestampInvalid, false},
+		{"E11 time from after the authority's certificate", forged{stamp: at(11 * 365 * 24 * time.Hour)}, attest.TimestampInvalid, false},
+		{"E01 imprint by another hash", forged{stamp: func(ts *timestamp.Timestamp) { ts.HashAlgorithm = crypto.SHA384 }}, attest.TimestampInvalid, false},
 		{"E01 imprint of something else", forged{stamp: func(ts *timestamp.Timestamp) { ts.HashedMessage = make([]byte, 32) }}, attest.TimestampInvalid, false},
 		{"C17 P-384", forged{curve: elliptic.P384()}, attest.CertificateInvalid, false},
 		{"C09 signed as another payload type", forged{payloadType: "application/json"}, attest.PayloadType, false},
@@ -332,6 +345,56 @@ func TestForged(t *testing.T) {
 			w.refused(t, raw, image.Ref.Digest, row.want, row.stricter)
 		})
 	}
+}
+
+// C21, E01: a token that the right authority signed, and somebody else or nobody
+// besides. sigstore-go wants one signer too.
+func TestTokenSigners(t *testing.T) {
+	w := newWorld(t)
+	e := w.forge(forged{}, statementOf("https://example.com/x/v1", "{}"))
+	token := must(pkcs7.Parse(must(timestamp.ParseResponse(e.Timestamp))(t).RawToken))(t)
+	for signers, want := range map[int]attest.Reason{0: attest.TimestampInvalid, 1: "", 2: attest.TimestampInvalid} {
+		t.Run(strconv.Itoa(signers)+" signers", func(t *testing.T) {
+			signed := must(pkcs7.NewSignedData(token.Content))(t)
+			signed.SetDigestAlgorithm(pkcs7.OIDDigestAlgorithmSHA256)
+			signed.SetContentType(asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 9, 16, 1, 4})
+			for range signers {
+				must0(t, signed.AddSigner(w.tsa, w.keys["tsa"], pkcs7.SignerInfoConfig{SkipCertificates: true}))
+			}
+			e.Timestamp = must(asn1.Marshal(struct {
+				Status struct{ Status int }
+				Token  asn1.RawValue
+			}{Token: asn1.RawValue{FullBytes: must(signed.Finish())(t)}}))(t)
+			if got := attest.ReasonOf(w.verifier.Envelope(e)); got != want {
+				t.Errorf("Envelope: %q, want %q", got, want)
+			}
+			if got := w.accepts(w.bundle(w.log(e)), image.Ref.Digest); got != (want == "") {
+				t.Errorf("plain sigstore-go accepts it: %v", got)
+			}
+		})
+	}
+}
+
+// C21: a token that brings its own certificate, with the serial number and the
+// issuer's name of the right one.
+func TestTokenBringsItsCertificate(t *testing.T) {
+	w := newWorld(t)
+	e := w.forge(forged{}, statementOf("https://example.com/x/v1", "{}"))
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
+	fake := *w.root
+	fake.PublicKey = key.Public()
+	template := &x509.Certificate{
+		SerialNumber: w.tsa.SerialNumber, Subject: w.tsa.Subject, NotBefore: w.tsa.NotBefore, NotAfter: w.tsa.NotAfter,
+		KeyUsage: w.tsa.KeyUsage, ExtKeyUsage: w.tsa.ExtKeyUsage,
+	}
+	cert := must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, template, &fake, key.Public(), key))(t)))(t)
+	imprint := sha256.Sum256(e.Signature)
+	ts := timestamp.Timestamp{HashAlgorithm: crypto.SHA256, HashedMessage: imprint[:], Time: w.now, Policy: asn1.ObjectIdentifier{1, 2, 3}, AddTSACertificate: true}
+	e.Timestamp = must(ts.CreateResponseWithOpts(cert, key, crypto.SHA256))(t)
+	if _, err := timestamp.ParseResponse(e.Timestamp); err != nil {
+		t.Fatalf("the token does not even verify by itself: %v", err)
+	}
+	w.refused(t, w.bundle(w.log(e)), image.Ref.Digest, attest.TimestampInvalid, false)
 }
 
 // C15: the other signature of the same statement is valid, and another record.

@@ -1,11 +1,18 @@
 package verifier_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"math/big"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/transparency-dev/merkle/rfc6962"
 
 	"github.com/hallmarkd/hallmark/attest"
 	"github.com/hallmarkd/hallmark/verifier"
@@ -85,6 +92,24 @@ func TestGateIsNotOnlyAName(t *testing.T) {
 	if got := attest.ReasonOf(w.verifier.Envelope(e)); got != attest.SignerMismatch {
 		t.Fatalf("a summary by a stranger with the gate's name: %q", got)
 	}
+	e = w.forge(forged{vouches: service}, must(attest.VSAStatement(service, image, attest.Promotion{}))(t))
+	if got := attest.ReasonOf(w.verifier.Envelope(e)); got != attest.SignerMismatch {
+		t.Fatalf("a summary by somebody else whom the service vouches for: %q", got)
+	}
+	must0(t, w.verifier.Envelope(w.forge(forged{vouches: service, certificate: name(service + "/gate")}, e.Payload)))
+}
+
+// One image under two names is one image.
+func TestDigestsAreListedOnce(t *testing.T) {
+	w := newWorld(t)
+	payload := must(attest.SignatureStatement(image, "r"))(t)
+	var s attest.Statement
+	must0(t, json.Unmarshal(payload, &s))
+	s.Subject = append(s.Subject, attest.Subject{Name: "other", Digest: s.Subject[0].Digest})
+	ev := must(w.verifier.Record(w.log(w.by(identity(), must(json.Marshal(s))(t)))))(t)
+	if len(ev.Digests()) != 1 || len(ev.Names()) != 2 {
+		t.Fatalf("digests %v, names %q", ev.Digests(), ev.Names())
+	}
 }
 
 func TestNoFalseDerivations(t *testing.T) {
@@ -116,8 +141,15 @@ func TestPrecertificate(t *testing.T) {
 		{"altered", func(e *attest.Envelope) { e.Payload = mangled(e.Payload) }, attest.CertificateInvalid},
 		{"J01 no DER", func(e *attest.Envelope) { e.Payload = []byte("x") }, attest.CertificateInvalid},
 		{"H05 by the gate key", func(e *attest.Envelope) { e.PublicKey = spki(t, &w.keys["gate"].PublicKey) }, attest.CertificateInvalid},
+		{"with a certificate", func(e *attest.Envelope) { e.Certificate = c.Certificate }, attest.BundleMalformed},
+		{"C03 endless", func(e *attest.Envelope) { e.Payload = make([]byte, 20<<10) }, attest.TooLarge},
+		{"C03 endless signature", func(e *attest.Envelope) { e.Signature = make([]byte, 200) }, attest.TooLarge},
 		{"with a timestamp", func(e *attest.Envelope) { e.Timestamp = []byte{1} }, attest.BundleMalformed},
 		{"an authority", func(e *attest.Envelope) { e.Payload = w.ca.Raw }, attest.CertificateInvalid},
+		{"A24 of a certificate with two uses", func(e *attest.Envelope) {
+			*e = w.precertificate(forged{certificate: func(c *x509.Certificate) { c.ExtKeyUsage = append(c.ExtKeyUsage, x509.ExtKeyUsageServerAuth) }})
+		}, attest.CertificateInvalid},
+		{"of a good certificate", func(e *attest.Envelope) { *e = w.precertificate(forged{}) }, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			e := c.Precertificate
@@ -150,6 +182,17 @@ func TestRecordAltered(t *testing.T) {
 		{"whole envelope", func(r *attest.Record) { r.Envelope, r.ID = other.Envelope, other.ID }, attest.LogProofInvalid},
 		{"C16 gate key beside the certificate", func(r *attest.Record) { r.PublicKey = spki(t, &w.keys["gate"].PublicKey) }, attest.BundleMalformed},
 		{"neither certificate nor key", func(r *attest.Record) { r.Certificate = nil }, attest.BundleMalformed},
+		{"C03 endless signature", func(r *attest.Record) { r.Signature = make([]byte, 200) }, attest.TooLarge},
+		{"C03 endless key", func(r *attest.Record) { r.Certificate, r.PublicKey = nil, make([]byte, 20<<10) }, attest.TooLarge},
+		{"J05 log of 2^63 entries", func(r *attest.Record) {
+			root := r.ID[:]
+			r.Index, r.TreeSize, r.Proof = 0, 1<<63, nil
+			for range 63 {
+				r.Proof = append(r.Proof, make([]byte, 32))
+				root = rfc6962.DefaultHasher.HashChildren(root, make([]byte, 32))
+			}
+			r.Checkpoint = w.checkpoint("log", w.signer.Origin(), r.TreeSize, root)
+		}, attest.CheckpointInvalid},
 		{"C12 no timestamp", func(r *attest.Record) { r.Timestamp = nil }, attest.TimestampInvalid},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -217,6 +260,7 @@ func TestNewRefuses(t *testing.T) {
 		{"no JSON", []byte("{"), nil},
 		{"gate key is no PEM", w.signer.TrustedRoot(), []byte("x")},
 		{"gate key is a certificate", w.signer.TrustedRoot(), []byte("-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n")},
+		{"H06 gate key is P-384", w.signer.TrustedRoot(), pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: spki(t, &must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))(t).PublicKey)})},
 		{"gate key is no key", w.signer.TrustedRoot(), []byte("-----BEGIN PUBLIC KEY-----\nAA==\n-----END PUBLIC KEY-----\n")},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -253,6 +297,13 @@ func TestGateKeyWindow(t *testing.T) {
 	if _, err := v.Record(w.log(w.gate(payload))); attest.ReasonOf(err) != attest.CertificateInvalid {
 		t.Errorf("C05 before the window: %v", err)
 	}
+	// With an older authority beside it, the older one's beginning counts.
+	both := edit(t, late, func(b map[string]any) {
+		var old map[string]any
+		must0(t, json.Unmarshal(w.signer.TrustedRoot(), &old))
+		b["certificateAuthorities"] = append(b["certificateAuthorities"].([]any), old["certificateAuthorities"].([]any)...)
+	})
+	must(must(verifier.New(both, w.signer.GateKeyPEM(), service))(t).Record(w.log(w.gate(payload))))(t)
 	w.now = w.now.Add(2 * time.Minute)
 	must(v.Record(w.log(w.gate(payload))))(t)
 }
@@ -282,6 +333,30 @@ func TestAuthorityWindow(t *testing.T) {
 				t.Errorf("%v, want %q", err, row.want)
 			}
 		})
+	}
+}
+
+// E02: sigstore-go has the final word. It asks more of a timestamp authority's
+// certificate than the checks before it do.
+func TestSigstoreHasTheFinalWord(t *testing.T) {
+	w := newWorld(t)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(7), Subject: w.tsa.Subject, NotBefore: w.tsa.NotBefore, NotAfter: w.tsa.NotAfter,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageTimeStamping}, // not critical
+	}
+	der := must(x509.CreateCertificate(rand.Reader, template, w.root, w.keys["tsa"].Public(), w.keys["root"]))(t)
+	w.tsa = must(x509.ParseCertificate(der))(t)
+	tr := edit(t, w.signer.TrustedRoot(), func(b map[string]any) {
+		in(b, "timestampAuthorities", 0, "certChain", "certificates", 0).(map[string]any)["rawBytes"] = b64(der)
+	})
+	v := must(verifier.New(tr, w.signer.GateKeyPEM(), service))(t)
+	r := w.log(w.forge(forged{}, statementOf("https://example.com/x", "{}")))
+	must0(t, v.Envelope(r.Envelope))
+	if ev, err := v.Record(r); attest.ReasonOf(err) != attest.SignatureInvalid || ev != nil {
+		t.Errorf("E02 Record: %v, %v", ev, err)
+	}
+	if ev, err := v.Bundle(w.bundle(r), image.Ref.Digest); attest.ReasonOf(err) != attest.SignatureInvalid || ev != nil {
+		t.Errorf("E02 Bundle: %v, %v", ev, err)
 	}
 }
 
