@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -103,4 +104,43 @@ func (w *world) expectations(t *testing.T, c cosign) {
 	t.Run("another predicate", func(t *testing.T) {
 		c.want(t, false, slices.Concat([]string{"verify-attestation", "--type", "spdxjson"}, w.trusting(w.root), w.byJob(), []string{image.String()})...)
 	})
+}
+
+// The files that the client leaves for others verify with stock cosign, and the
+// client offline agrees.
+func TestExported(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, withAPI)
+	ref := w.push(t, "acme/api", testkit.RandomImage(t)).ImageRef
+	another := attest.ImageRef{Repository: ref.Repository, Digest: attest.Hash([]byte("another image"))}
+	dir := t.TempDir()
+	w.hallmark(t, 0, "--server", w.URL, "--identity-token", file(t, "token", []byte(w.Token(nil))), "sign", ref.String(), "--bundle-out", dir)
+	strangeRoot, _ := w.stranger(t)
+	for name, kind := range map[string]string{"signature": attest.PredicateSignature, "provenance": attest.PredicateProvenance} {
+		path := filepath.Join(dir, ref.Digest.Hex()+"."+name+".sigstore.json")
+		raw := must(os.ReadFile(path))(t)
+		for _, row := range []struct {
+			name string
+			root string
+			who  []string
+			ref  attest.ImageRef
+			want attest.Reason
+		}{
+			{"as signed", w.root, w.byJob(), ref, ""},
+			{"wrong identity", w.root, by(w.job.SAN+"x", w.job.Issuer), ref, attest.SignerMismatch},
+			{"wrong issuer", w.root, by(w.job.SAN, w.job.Issuer+"/x"), ref, attest.SignerMismatch},
+			{"another digest", w.root, w.byJob(), another, attest.SubjectMismatch},
+			{"trust root of another service", strangeRoot, w.byJob(), ref, attest.CertificateInvalid},
+		} {
+			t.Run(name+" "+row.name, func(t *testing.T) {
+				t.Parallel()
+				if got := w.offline(t, row.ref, raw, row.root, row.who...); got != row.want {
+					t.Errorf("hallmark verify --offline: %q, want %q", got, row.want)
+				}
+				for _, c := range cosigns(t) {
+					c.want(t, row.want == "", slices.Concat([]string{"verify-blob-attestation", "--bundle", path, "--type", kind}, about(row.ref.Digest), w.trusting(row.root), row.who)...)
+				}
+			})
+		}
+	}
 }

@@ -148,6 +148,9 @@ func by(san, issuer string) []string {
 	return []string{"--certificate-identity", san, "--certificate-oidc-issuer", issuer}
 }
 
+// about tells cosign's blob commands which digest a statement must be about.
+func about(d attest.Digest) []string { return []string{"--digest", d.Hex(), "--digestAlg", "sha256"} }
+
 // cosign is one of the stock binaries.
 type cosign struct {
 	name string // "v2" or "v3"
@@ -208,7 +211,7 @@ func (c cosign) want(t *testing.T, ok bool, args ...string) string {
 // hallmark runs the client, checks its exit code and returns its output.
 func (w *world) hallmark(t *testing.T, code int, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), program("hallmark"), args...)
+	cmd := exec.CommandContext(t.Context(), program(t, "hallmark"), args...)
 	cmd.Env = []string{"HOME=" + t.TempDir()}
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
@@ -221,6 +224,31 @@ func (w *world) hallmark(t *testing.T, code int, args ...string) string {
 		t.Errorf("hallmark %s ended with %d, want %d\n%s%s", strings.Join(args, " "), got, code, out, stderr.String())
 	}
 	return string(out)
+}
+
+// offline has the client judge a bundle in a file, and returns the reason of its
+// denial, "" when it accepts.
+func (w *world) offline(t *testing.T, ref attest.ImageRef, bundle []byte, root string, expect ...string) attest.Reason {
+	t.Helper()
+	args := append([]string{"--output", "json", "verify", ref.String(), "--offline", "--trusted-root", root,
+		"--bundle", file(t, "bundle.sigstore.json", bundle)}, expect...)
+	cmd := exec.CommandContext(t.Context(), program(t, "hallmark"), args...)
+	cmd.Env = []string{"HOME=" + t.TempDir()}
+	out, err := cmd.Output()
+	var said struct {
+		Allowed bool `json:"allowed"`
+		Results []struct {
+			Reason attest.Reason `json:"reason"`
+		} `json:"results"`
+	}
+	if e := json.Unmarshal(out, &said); e != nil || len(said.Results) != 1 {
+		t.Fatalf("hallmark %s said %q, %v, %v", strings.Join(args, " "), out, e, err)
+	}
+	code, reason := cmd.ProcessState.ExitCode(), said.Results[0].Reason
+	if said.Allowed != (code == 0) || said.Allowed != (reason == "") || code != 0 && code != 20 {
+		t.Fatalf("hallmark ended with %d and said %s", code, out)
+	}
+	return reason
 }
 
 // debianRegistry starts Debian's docker-registry and returns its host:port.

@@ -5,6 +5,7 @@ package interop_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -153,6 +154,22 @@ func TestNetworkIsCut(t *testing.T) {
 	}
 }
 
-// program returns the path of a program that was built for these tests.
-func program(name string) string { return filepath.Join(os.Getenv(programs), name) }
-
+// program returns the absolute path of a program that was built for these tests.
+// It looks at every source of the module, so that the go command knows on what a
+// remembered result of the test depends.
+func program(t testing.TB, name string) string {
+	t.Helper()
+	check(t, filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && d.Name() != ".." && d.Name()[0] == '.' {
+			return fs.SkipDir
+		}
+		if filepath.Ext(path) == ".go" {
+			_, err = os.Stat(path)
+		}
+		return err
+	}))
+	return filepath.Join(os.Getenv(programs), name)
+}
