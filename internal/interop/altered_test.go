@@ -265,7 +265,9 @@ func TestEveryByteOfTimestamp(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, withAPI)
 	tools := cosigns(t)
-	stamp := func(b object) object { return at(material(b), "timestampVerificationData", "rfc3161Timestamps", 0).(object) }
+	stamp := func(b object) object {
+		return at(material(b), "timestampVerificationData", "rfc3161Timestamps", 0).(object)
+	}
 	length := len(unbase64(t, stamp(alterable(t, w.image.provenance))["signedTimestamp"]))
 	for i := range length {
 		raw := alter(t, w.image.provenance, func(b object) {
