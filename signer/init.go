@@ -87,7 +87,10 @@ func Init(cfg Config) error {
 		return fmt.Errorf("making keys durable: %w", err)
 	}
 	// If the process dies here, the keys are in a directory that nobody opens.
-	// 3. Move it into place at once; rename replaces an empty directory only.
+	// 3. Move it into place at once. Remove takes an empty directory only.
+	if err := os.Remove(cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("putting keys into place: %w", err)
+	}
 	if err := os.Rename(tmp, cfg.Dir); err != nil {
 		return fmt.Errorf("putting keys into place: %w", err)
 	}
@@ -270,13 +273,13 @@ func parseTrustedRoot(raw []byte) (published, error) {
 	return p, nil
 }
 
-func readTrustedRoot(dir string) ([]byte, error) {
-	raw, err := os.ReadFile(filepath.Join(dir, trustedRootFile))
+func readPublic(dir, name string) ([]byte, error) {
+	raw, err := os.ReadFile(filepath.Join(dir, name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, attest.Errorf(attest.NotInitialised, "there are no keys in %s: run hallmarkd init", dir)
+		return nil, attest.Errorf(attest.NotInitialised, "there is no %s in %s: run hallmarkd init, or restore it from a backup", name, dir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the trust root: %w", err)
+		return nil, fmt.Errorf("reading what was published: %w", err)
 	}
 	return raw, nil
 }

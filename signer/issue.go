@@ -10,10 +10,12 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	ct "github.com/google/certificate-transparency-go"
 	"github.com/google/certificate-transparency-go/tls"
@@ -67,11 +69,7 @@ func (s *Signer) Credential(id attest.Identity) (*Credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c, err := s.cached(key); c != nil || err != nil {
-		return c, err
-	}
 	c, err, _ := s.issuing.Do(key, func() (any, error) {
-		// Another call may have finished between the look above and here.
 		if c, err := s.cached(key); c != nil || err != nil {
 			return c, err
 		}
@@ -217,6 +215,10 @@ func (s *Signer) template(id attest.Identity, key crypto.PublicKey) (*x509.Certi
 // docs/oid-info.md). Empty values are left out.
 func renderExtensions(id attest.Identity) ([]pkix.Extension, error) {
 	b := id.Build
+	// encoding/asn1 writes any bytes as UTF8String.
+	if !utf8.ValidString(fmt.Sprint(id.Issuer, id.Subject, b)) {
+		return nil, errors.New("a claim is not valid UTF-8")
+	}
 	ext := certificate.Extensions{
 		Issuer:         id.Issuer,
 		BuildSignerURI: b.SignerURI, BuildSignerDigest: b.SignerDigest, RunnerEnvironment: b.Runner,

@@ -77,7 +77,10 @@ func Open(cfg Config) (*Signer, error) {
 		return nil, err
 	}
 	s := &Signer{service: cfg.Service, origin: origin, now: cfg.now()}
-	if s.root, err = readTrustedRoot(cfg.Dir); err != nil {
+	if s.root, err = readPublic(cfg.Dir, trustedRootFile); err != nil {
+		return nil, err
+	}
+	if s.gatePEM, err = readPublic(cfg.Dir, gateKeyFile); err != nil {
 		return nil, err
 	}
 	for _, k := range []struct {
@@ -134,7 +137,9 @@ func (s *Signer) match() error {
 			*row.der = der
 		}
 	}
-	s.gatePEM = publicPEM(s.gateKey)
+	if !bytes.Equal(s.gatePEM, publicPEM(s.gateKey)) {
+		return attest.Errorf(attest.BadConfig, "%s is not the key in %s, which others rely on: restore both from one backup", keyGate, gateKeyFile)
+	}
 	s.logID, s.ctID = published.logID, sha256.Sum256(published.ct)
 	return nil
 }
@@ -203,4 +208,19 @@ func originOf(service string) (string, error) {
 func fingerprint(root []byte) string {
 	sum := sha256.Sum256(root)
 	return hex.EncodeToString(sum[:])
+}
+
+// ServiceOf returns the public_url that the keys in a directory were made for, so
+// that tools can open a data directory without its configuration. Errors are those
+// of Open.
+func ServiceOf(dir string) (string, error) {
+	root, err := readPublic(dir, trustedRootFile)
+	if err != nil {
+		return "", err
+	}
+	published, err := parseTrustedRoot(root)
+	if err != nil {
+		return "", err
+	}
+	return published.service, nil
 }

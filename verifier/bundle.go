@@ -85,7 +85,7 @@ type decimal uint64
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *decimal) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 10, 63)
-	if err != nil || strconv.FormatUint(n, 10) != string(text) {
+	if err != nil {
 		return fmt.Errorf("not a decimal number")
 	}
 	*d = decimal(n)
