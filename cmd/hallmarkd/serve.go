@@ -294,11 +294,14 @@ func (cmd rebuildCmd) Run(ctx context.Context, log *slog.Logger) error {
 // offline opens what fsck and rebuild need: the log's key, and no network.
 func offline(path, data string, log *slog.Logger) (ledger.Config, func(), error) {
 	c := config{Data: data}
+	var err error
 	if path != "" {
-		var err error
-		if c, err = loadConfig(path); err != nil {
-			return ledger.Config{}, nil, err
-		}
+		c, err = loadConfig(path)
+	} else {
+		c.PublicURL, err = signer.ServiceOf(keysDir(data))
+	}
+	if err != nil {
+		return ledger.Config{}, nil, err
 	}
 	s, err := signer.Open(signer.Config{Dir: keysDir(c.Data), Service: c.PublicURL, Now: time.Now, Logger: log})
 	if err != nil {
