@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -114,6 +115,33 @@ func sameJSON(a, b json.RawMessage) bool {
 		return string(out)
 	}
 	return compact(a) == compact(b)
+}
+
+// share runs work once for all callers that ask with the same key at the same time.
+// It goes on when a caller goes away, for the others and because what is begun is
+// best finished; a caller who goes away does not wait for it.
+func share[T any](ctx context.Context, g *Gate, key string, work func(context.Context) (T, error)) (T, error) {
+	answer := g.inflight.DoChan(key, func() (v any, err error) {
+		// A panic here would end the process and not only this request.
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panic in a shared flow: %v\n%s", p, debug.Stack())
+			}
+		}()
+		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), flowTimeout)
+		defer cancel()
+		return work(shared)
+	})
+	var none T
+	select {
+	case <-ctx.Done():
+		return none, fmt.Errorf("waiting for the answer: %w", ctx.Err())
+	case r := <-answer:
+		if r.Err != nil {
+			return none, r.Err
+		}
+		return r.Val.(T), nil
+	}
 }
 
 // appendGate signs a statement with the gate key, checks it and records it.

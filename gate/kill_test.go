@@ -227,12 +227,18 @@ func TestKillUnderLoad(t *testing.T) {
 	var l load
 	var check *verifier.Verifier
 	for round := range killRounds {
+		t0 := time.Now()
 		s.start()
+		t1 := time.Now()
 		conns := dial(t, s.addr, 4)
 		if check == nil {
 			check = trust(t, conns[0], s.url())
 		}
+		nf := len(l.fresh)
+		pb.NewTrustServiceClient(conns[0]).GetCheckpoint(t.Context(), &pb.GetCheckpointRequest{}, grpc.WaitForReady(true))
+		t2 := time.Now()
 		l.check(t, conns, auditor, check)
+		t3 := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		var callers sync.WaitGroup
 		for i := range killSigners {
@@ -262,6 +268,8 @@ func TestKillUnderLoad(t *testing.T) {
 		for _, c := range conns {
 			c.Close()
 		}
+		t4 := time.Now()
+		t.Log(round, "start", t1.Sub(t0), "ready", t2.Sub(t1), "check", nf, t3.Sub(t2), "load", t4.Sub(t3))
 		if round%10 == 9 {
 			s.fsck()
 		}

@@ -208,22 +208,16 @@ func (g *Gate) move(ctx context.Context, a asked) (Promoted, error) {
 
 // once makes the record of a natural key, or returns the one that is there.
 func (g *Gate) once(ctx context.Context, key string, record func(context.Context) (attest.Record, error)) (attest.Record, error) {
-	v, err, _ := g.inflight.Do(key, func() (any, error) {
-		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), flowTimeout)
-		defer cancel()
-		id, found, err := g.Ledger.ByKey(shared, key)
+	return share(ctx, g, key, func(ctx context.Context) (attest.Record, error) {
+		id, found, err := g.Ledger.ByKey(ctx, key)
 		if err != nil {
-			return nil, err
+			return attest.Record{}, err
 		}
 		if found {
-			return g.Ledger.Get(shared, id)
+			return g.Ledger.Get(ctx, id)
 		}
-		return record(shared)
+		return record(ctx)
 	})
-	if err != nil {
-		return attest.Record{}, err
-	}
-	return v.(attest.Record), nil
 }
 
 // subjectsOf returns the digests that a promotion moves: those of the accepted

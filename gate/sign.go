@@ -57,15 +57,12 @@ func (g *Gate) signOne(ctx context.Context, id attest.Identity, img SignImage, b
 		return Signed{}, err
 	}
 	key := attest.SignKey(img.Ref, id, img.Base)
-	v, err, _ := g.inflight.Do(key, func() (any, error) {
-		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), flowTimeout)
-		defer cancel()
-		return g.signOnce(shared, id, img, key, byClient)
+	s, err := share(ctx, g, key, func(ctx context.Context) (Signed, error) {
+		return g.signOnce(ctx, id, img, key, byClient)
 	})
 	if err != nil {
 		return Signed{}, err
 	}
-	s := v.(Signed)
 	if byClient {
 		s.Attach = AttachByClient
 		return s, nil
@@ -284,10 +281,10 @@ func (g *Gate) awaitAttached(ctx context.Context, key string, s Signed) AttachSt
 	if s.tasked {
 		return Attached
 	}
-	_, err, _ := g.inflight.Do(attest.Key("attach", key), func() (any, error) {
-		shared, cancel := context.WithTimeout(context.WithoutCancel(ctx), attachWait)
-		defer cancel()
-		return nil, g.attachAll(shared, s)
+	waiting, cancel := context.WithTimeout(ctx, attachWait)
+	defer cancel()
+	_, err := share(waiting, g, attest.Key("attach", key), func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, g.attachAll(ctx, s)
 	})
 	if err != nil {
 		g.Logger.Warn("attaching what a repeated request asks for", "record", s.Provenance.ID.String(), "error", err)

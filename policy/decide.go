@@ -232,9 +232,9 @@ func (s *Stage) judgeAfter(q *inquiry) attest.RuleResult {
 		return r
 	}
 	r.Outcome, r.Reason = attest.Fail, attest.StageSkipped
-	r.Found = s.After + " holds nothing"
+	r.Found = "nothing there"
 	if !b.Digest.IsZero() {
-		r.Found, r.Record = s.After+" holds sha256:"+b.Digest.Short()+"…", b.Record
+		r.Found, r.Record = "sha256:"+b.Digest.Short()+"… there", b.Record
 	}
 	r.Next = "hallmark promote " + q.request.Ref.String() + " --to-stage " + s.After
 	return r

@@ -167,7 +167,7 @@ func TestDecideDenies(t *testing.T) {
 		{"D10 issuer is not the signer's", one(id, ""), append(ev[:1:1], borrowed), []string{"provenance: SOURCE_MISMATCH"}, "it says issuer https://token.actions.githubusercontent.com, its signer's certificate says https://ci.example.com"},
 		{"D10 issuer is not configured", one(id, ""), append(ev[:1:1], foreign[1]), []string{"provenance: SOURCE_MISMATCH"}, "its signer's issuer https://other.example.com is not configured"},
 		{"grade of a commit nobody knows", one(id+", min_grade: caller", ""), vague, []string{"provenance: GRADE_TOO_LOW"}, "the commit is known by unknown"},
-		{"two rules that no provenance meets", one(id+", refs: [refs/heads/main]", `{provenance: {source_id: "1296269", min_level: 3}}`), ev, []string{"provenance: SOURCE_MISMATCH", "provenance: LEVEL_TOO_LOW"}, "no single provenance meets all provenance rules"},
+		{"two rules that no provenance meets", one(id+", refs: [refs/heads/main]", `{provenance: {source_id: "1296269", min_level: 3}}`), ev, []string{"provenance: SOURCE_MISMATCH", "provenance: LEVEL_TOO_LOW"}, "no single provenance that meets all provenance rules"},
 		{"cel false", one(id, `{cel: {expr: "provenance.level >= 3", message: "level 3 only"}}`), ev, []string{"cel: RULE_FAILED"}, "provenance.level = 2"},
 		{"K05 cel error", one(id, `{cel: {expr: "provenance.environment == 'release'", message: "m"}}`), ev, []string{"cel: RULE_ERROR"}, "environment is absent"},
 		{"K05 cel without provenance", one(id, `{cel: {expr: "provenance.source_id != 'x'", message: "m"}}`), ev[:1], []string{"provenance: NO_PROVENANCE", "cel: RULE_ERROR"}, ""},
@@ -263,8 +263,8 @@ func TestDecideAfter(t *testing.T) {
 		found  string
 	}{
 		{"there", policy.Before{Digest: f.img.Ref.Digest, Since: today}, nil, "in test since 2026-11-20T12:00:00Z"},
-		{"M04 nothing there", policy.Before{}, []string{"after: STAGE_SKIPPED"}, "test holds nothing"},
-		{"M04 another digest there", policy.Before{Digest: attest.Hash([]byte("x"))}, []string{"after: STAGE_SKIPPED"}, "test holds sha256:2d711642b726…"},
+		{"M04 nothing there", policy.Before{}, []string{"after: STAGE_SKIPPED"}, "nothing there"},
+		{"M04 another digest there", policy.Before{Digest: attest.Hash([]byte("x"))}, []string{"after: STAGE_SKIPPED"}, "sha256:2d711642b726… there"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			v := stage(t, payments, "staging").Decide(policy.Request{Ref: f.img.Ref, Evidence: ev, Before: row.before, Now: today})
@@ -516,7 +516,7 @@ func TestDenialText(t *testing.T) {
 		got = append(got, strings.Join([]string{string(r.Outcome), r.Rule, string(r.Reason), r.Required, r.Found, r.Next}, " | "))
 	}
 	want := []string{
-		`fail | after | STAGE_SKIPPED | to be in staging first (policy.yaml:21) | staging holds nothing | hallmark promote ` + f.img.Ref.String() + ` --to-stage staging`,
+		`fail | after | STAGE_SKIPPED | to be in staging first (policy.yaml:21) | nothing there | hallmark promote ` + f.img.Ref.String() + ` --to-stage staging`,
 		`ok | signed_by |  | a signature by issuer github where id.repository_id == '1296269' (policy.yaml:15) | https://github.com/acme/api/.github/workflows/release.yml@refs/heads/dev by issuer https://token.actions.githubusercontent.com | `,
 		`fail | provenance | SOURCE_MISMATCH | a provenance, from source_id 1296269, from https://github.com/acme/api, ref refs/heads/main or refs/tags/*, SLSA build level 2, commit known by claim (policy.yaml:16) | ref refs/heads/dev | build and sign it where the rule asks, or correct the rule`,
 		`fail | base_image | BASE_UNPROVEN | a base from registry.example.com/base/*, proved by its layers (policy.yaml:20) | no accepted provenance that could name the base | mend what the provenance rule says first`,

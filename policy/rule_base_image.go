@@ -68,10 +68,10 @@ func (r *baseImageRule) judge(q *inquiry) attest.RuleResult {
 		out.Reason, out.Found = attest.BaseUnproven, "no accepted provenance that could name the base"
 		out.Next = "mend what the provenance rule says first"
 	case r.scratch:
-		out.Outcome, out.Found, out.Record = attest.OK, "nobody names a base", q.accepted[0].ID()
+		out.Outcome, out.Found, out.Record = attest.OK, "no base that anybody names", q.accepted[0].ID()
 		q.use(q.accepted[0].Evidence)
 	default:
-		out.Reason, out.Found, out.Record = attest.BaseUnproven, "nobody names a base", q.accepted[0].ID()
+		out.Reason, out.Found, out.Record = attest.BaseUnproven, "no base that anybody names", q.accepted[0].ID()
 		out.Next = "sign it again and name it: hallmark sign " + q.request.Ref.String() + " --base REF"
 	}
 	return out

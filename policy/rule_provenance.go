@@ -125,7 +125,7 @@ func (r *provenanceRule) refuse(q *inquiry, out attest.RuleResult) attest.RuleRe
 		}
 		return out
 	}
-	out.Reason, out.Found = attest.SourceMismatch, "no single provenance meets all provenance rules of the stage"
+	out.Reason, out.Found = attest.SourceMismatch, "no single provenance that meets all provenance rules of the stage"
 	out.Next = "build and sign it once in a way that all of them admit"
 	return out
 }

@@ -75,7 +75,7 @@ func (r *signedByRule) judge(q *inquiry) attest.RuleResult {
 	if n := len(found); n > most {
 		found = append(found[:most], fmt.Sprintf("and %d more", n-most))
 	}
-	out.Found = "signed by " + strings.Join(found, "; ")
+	out.Found = "a signature by " + strings.Join(found, "; ")
 	out.Next = "sign it in the job that the rule names, or correct the rule"
 	return out
 }

@@ -36,7 +36,7 @@ func (p *Policy) judgeSignature(q *inquiry) attest.RuleResult {
 	out.Next = "sign it in the CI job that builds it: hallmark sign " + q.request.Ref.String()
 	if len(q.signatures) > 0 {
 		out.Reason, out.Record = attest.SignerMismatch, q.signatures[0].ID()
-		out.Found = printable("signed by " + whose(q.signatures[0].Signer()))
+		out.Found = printable("a signature by " + whose(q.signatures[0].Signer()))
 		out.Next = "sign it in a job that the policy admits, or add an entry under roles.signers"
 	}
 	return out
