@@ -41,7 +41,10 @@ const (
 	killSigners = 20
 	killMovers  = 3
 	killImages  = 16
-	mostLoad    = 800 * time.Millisecond // of one round
+	// killVerified is how many requests of a round have their bundles verified
+	// once more. All of them are compared with what the server has.
+	killVerified = 6
+	mostLoad     = 800 * time.Millisecond // of one round
 )
 
 // server is hallmarkd as an operator runs it: a program, a configuration file and
@@ -227,18 +230,12 @@ func TestKillUnderLoad(t *testing.T) {
 	var l load
 	var check *verifier.Verifier
 	for round := range killRounds {
-		t0 := time.Now()
 		s.start()
-		t1 := time.Now()
 		conns := dial(t, s.addr, 4)
 		if check == nil {
 			check = trust(t, conns[0], s.url())
 		}
-		nf := len(l.fresh)
-		pb.NewTrustServiceClient(conns[0]).GetCheckpoint(t.Context(), &pb.GetCheckpointRequest{}, grpc.WaitForReady(true))
-		t2 := time.Now()
 		l.check(t, conns, auditor, check)
-		t3 := time.Now()
 		ctx, cancel := context.WithCancel(t.Context())
 		var callers sync.WaitGroup
 		for i := range killSigners {
@@ -268,8 +265,6 @@ func TestKillUnderLoad(t *testing.T) {
 		for _, c := range conns {
 			c.Close()
 		}
-		t4 := time.Now()
-		t.Log(round, "start", t1.Sub(t0), "ready", t2.Sub(t1), "check", nf, t3.Sub(t2), "load", t4.Sub(t3))
 		if round%10 == 9 {
 			s.fsck()
 		}
@@ -430,7 +425,7 @@ func reason(err error) attest.Reason {
 }
 
 // check wants everything that was acknowledged since the last check to be in the
-// log, and to verify as it was given out.
+// log, as it was given out.
 func (l *load) check(t *testing.T, conns []*grpc.ClientConn, auditor string, v *verifier.Verifier) {
 	t.Helper()
 	fresh := l.fresh
@@ -451,6 +446,9 @@ func (l *load) check(t *testing.T, conns []*grpc.ClientConn, auditor string, v *
 				}
 				if !bytes.Equal(got.GetRecord().GetBundle(), bundle) || got.GetRecord().GetRecord().GetIndex() != rec.GetIndex() {
 					return fmt.Errorf("run %s: record %d is not what was acknowledged", r.run, rec.GetIndex())
+				}
+				if i >= killVerified {
+					continue
 				}
 				if _, err := v.Bundle(bundle, digest); err != nil {
 					return fmt.Errorf("run %s: %w", r.run, err)
