@@ -45,9 +45,9 @@ type row struct {
 	stock string
 }
 
-// rows returns the table. theirs is the signature of the same image by the same
-// certificate, foreign the provenance of another image by the same job's next
-// token, stranger a checkpoint key that the trust root does not name.
+// rows returns the table. In it theirs is the signature of the same image by the
+// same certificate, and foreign the provenance of another image by the next token
+// of the same job.
 func (w *world) rows(t *testing.T) []row {
 	var theirs, foreign object
 	check(t, json.Unmarshal(w.image.signature, &theirs))
