@@ -191,6 +191,7 @@ func TestAppendRefuses(t *testing.T) {
 		{"no timestamp", change(func(e *attest.Envelope) { e.Timestamp = nil }), attest.BadRequest},
 		{"no signer", change(func(e *attest.Envelope) { e.PublicKey = nil }), attest.BadRequest},
 		{"two signers", change(func(e *attest.Envelope) { e.Certificate = k.caCert.Raw }), attest.BadRequest},
+		{"promotion with a subject that has no digest", []ledger.Entry{k.halfPromotion()}, attest.BadRequest},
 		{"promotion that says nothing", change(func(e *attest.Envelope) {
 			e.Payload = bytes.Replace(e.Payload, []byte(attest.PredicateSignature), []byte(attest.PredicatePromotion), 1)
 			e.Payload = bytes.Replace(e.Payload, []byte(`"predicate":{}`), []byte(`"predicate":{"stageDigest":"x"}`), 1)
@@ -210,6 +211,17 @@ func TestAppendRefuses(t *testing.T) {
 	if r := k.fsck(l); r.Envelopes != 0 {
 		t.Errorf("%d envelopes were stored", r.Envelopes)
 	}
+}
+
+// halfPromotion is one whose second subject names nothing: the index could list
+// it, the fold could not take it in.
+func (s *issuer) halfPromotion() ledger.Entry {
+	s.tb.Helper()
+	img := image(1)
+	img.Platforms = []attest.Platform{{Name: "linux/amd64", Digest: attest.Hash([]byte("amd64"))}}
+	payload, err := attest.PromotionStatement(img, attest.Promotion{Decided: attest.Decided{Track: "payments", Stage: "test"}})
+	payload = bytes.Replace(payload, []byte(img.Platforms[0].Digest.Hex()), []byte("x"), 1)
+	return ledger.Entry{Envelope: s.sign(nil, payload, err)}
 }
 
 // F13: the largest entry that the log takes is taken.

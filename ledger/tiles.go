@@ -98,11 +98,11 @@ func (k *logKey) parse(raw []byte) (checkpoint, error) {
 		return checkpoint{}, attest.Errorf(attest.IdentityChanged,
 			"the log in the data directory is that of %q, not of %q: public_url must stay what it was at init", clip(origin), k.origin)
 	}
-	cp, rest, n, err := flog.ParseCheckpoint(raw, k.origin, k.verifier)
+	cp, _, n, err := flog.ParseCheckpoint(raw, k.origin, k.verifier)
 	if err != nil {
 		return checkpoint{}, attest.Errorf(attest.CheckpointInvalid, "the checkpoint is not signed by the log's key, or was altered: %w", err)
 	}
-	if len(rest) > 0 || len(n.Sigs) != 1 || len(cp.Hash) != sha256.Size || n.Text != string(cp.Marshal()) ||
+	if len(n.Sigs) != 1 || len(cp.Hash) != sha256.Size || n.Text != string(cp.Marshal()) ||
 		string(raw) != n.Text+"\n— "+n.Sigs[0].Name+" "+n.Sigs[0].Base64+"\n" {
 		return checkpoint{}, attest.Errorf(attest.CheckpointInvalid, "the checkpoint has more in it than this log writes")
 	}
@@ -244,7 +244,7 @@ func (l *Ledger) Read(ctx context.Context, path string) ([]byte, error) {
 		return marshalEntries(entries), nil
 	}
 	level, index, p, err := layout.ParseTileLevelIndexPartial(levelText, n)
-	if err != nil || level > 5 || layout.TilePath(level, index, p) != path || !covers(cp.size, level, index, p) {
+	if err != nil || layout.TilePath(level, index, p) != path || !covers(cp.size, level, index, p) {
 		return nil, missing
 	}
 	t, err := l.files.tile(ctx, level, index, p)

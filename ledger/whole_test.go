@@ -2,16 +2,23 @@ package ledger_test
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	tilesnote "github.com/sigstore/rekor-tiles/v2/pkg/note"
 	"github.com/sigstore/sigstore/pkg/signature"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -63,6 +70,10 @@ func TestDamageIsFoundAndRepaired(t *testing.T) {
 			t.Parallel()
 			k, l, records := filled(t)
 			victim := records[4]
+			k.append(l, k.policy(1, 1))
+			if _, ok := l.Policy(); !ok {
+				t.Fatal("no policy: the test shows nothing")
+			}
 			restore := k.takeAside(row.table)
 			k.sql(row.damage, victim.ID[:])
 			await(t, l, attest.LedgerIncomplete) // the check finds it, unasked
@@ -115,6 +126,38 @@ func TestDamageIsFoundByGetAndOpen(t *testing.T) {
 	restore()
 	await(t, l, "")
 	k.append(l, k.signed(5))
+	k.fsck(l)
+}
+
+// A start counts what is stored: it finds that something is missing, however
+// far back, without reading it all.
+func TestStartCounts(t *testing.T) {
+	t.Parallel()
+	k := newKit(t)
+	k.cfg.CheckInterval = 1 << 40
+	l := k.open()
+	batch := make([]ledger.Entry, 250)
+	for i := range batch {
+		batch[i] = k.signed(i)
+	}
+	k.append(l, batch...)
+	records := k.append(l, k.signing(k.credential("1"), 1, "1")...)
+	for table, damage := range map[string]string{
+		"envelopes": `DELETE FROM envelopes WHERE leaf = $1`,
+		"signers":   `DELETE FROM signers WHERE id = (SELECT signer FROM envelopes WHERE leaf = $1)`,
+	} {
+		k.close(l)
+		k.sqlAny(`DROP TABLE IF EXISTS aside`)
+		restore := k.takeAside(table)
+		k.sql(damage, records[1].ID[:])
+		l = k.open()
+		wantReason(t, "K09 "+table, l.Err(), attest.LedgerIncomplete)
+		if !strings.Contains(fmt.Sprint(l.Err()), "log entry 251 ") {
+			t.Errorf("%v does not name the first entry", l.Err())
+		}
+		restore()
+		await(t, l, "")
+	}
 	k.fsck(l)
 }
 
@@ -241,6 +284,82 @@ func TestLogAndDatabaseOfDifferentTimes(t *testing.T) {
 		}
 	}
 	k.fsck(l)
+}
+
+// addToLog adds entries to the log without the ledger, as whoever holds the log
+// key and the disk could, or a crash between the log's write and its answer.
+func (k *kit) addToLog(bodies ...[]byte) {
+	k.tb.Helper()
+	s, err := signature.LoadECDSASigner(k.log, crypto.SHA256)
+	if err != nil {
+		k.tb.Fatal(err)
+	}
+	signer, err := tilesnote.NewNoteSigner(k.tb.Context(), origin, s)
+	if err != nil {
+		k.tb.Fatal(err)
+	}
+	driver, err := posix.New(k.tb.Context(), posix.Config{Path: filepath.Join(k.cfg.Dir, "log")})
+	if err != nil {
+		k.tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(k.tb.Context())
+	defer cancel()
+	appender, shutdown, _, err := tessera.NewAppender(ctx, driver, tessera.NewAppendOptions().WithCheckpointSigner(signer).
+		WithBatching(1, time.Millisecond).WithCheckpointInterval(100*time.Millisecond).WithCheckpointRepublishInterval(0))
+	if err != nil {
+		k.tb.Fatal(err)
+	}
+	for _, b := range bodies {
+		if _, err := appender.Add(ctx, tessera.NewEntry(b))(); err != nil {
+			k.tb.Fatal(err)
+		}
+	}
+	if err := shutdown(ctx); err != nil {
+		k.tb.Fatal(err)
+	}
+}
+
+// F11: an entry that is in the log twice is one record, the first.
+func TestEntryTwiceInTheLog(t *testing.T) {
+	t.Parallel()
+	k, l, records := filled(t)
+	k.append(l, k.policy(1, 1))
+	p := k.append(l, k.promotion(1, "test", 1, zero, 0))[0]
+	k.append(l, k.effect(1, p.ID, "test", attest.EffectFail))
+	before := snapshot(t, l)
+	k.close(l)
+	// The promotion again: a second time it would win.
+	k.addToLog(records[3].LogEntry(), p.LogEntry())
+	l = k.open()
+	if l.Size() != 12 {
+		t.Fatalf("size %d, want 12", l.Size())
+	}
+	_, err := l.At(t.Context(), 10)
+	wantReason(t, "F11 the second entry", err, attest.RecordNotFound)
+	after := snapshot(t, l)
+	after.Size = before.Size
+	if diff := cmp.Diff(before, after, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("F11 the second entry changed:\n%s", diff)
+	}
+	k.append(l, k.signed(50))
+	if r := k.fsck(l); r.Records != 11 || r.Size != 13 {
+		t.Errorf("fsck: %+v", r)
+	}
+}
+
+// F16: an entry that nobody asked this service for.
+func TestForeignEntry(t *testing.T) {
+	t.Parallel()
+	k, l, _ := filled(t)
+	k.close(l)
+	stranger := k.signed(70)
+	k.addToLog(stranger.LogEntry())
+	l = k.open()
+	wantReason(t, "F16", l.Err(), attest.LedgerIncomplete)
+	if !strings.Contains(fmt.Sprint(l.Err()), "log entry 7 has no envelope") {
+		t.Errorf("%v does not name the entry", l.Err())
+	}
+	k.problems(l, "log entry 7 has no envelope")
 }
 
 // sealed signs a checkpoint text with the log's key or another.
@@ -377,6 +496,13 @@ func TestAlteredLogFiles(t *testing.T) {
 	k.problems(nil, "hash tile tile/1/000.p/1 does not follow from the entries")
 	restore()
 
+	// Entries that have their envelopes, in another order than was signed.
+	restore = alter("tile/entries/000", 0)
+	swapFirst(t, filepath.Join(k.cfg.Dir, "log", "tile", "entries", "000"))
+	k.problems(nil, "the entries do not hash to the root")
+	wantReason(t, "F05 rebuild from swapped entries", ledger.Rebuild(t.Context(), k.cfg), attest.LedgerIncomplete)
+	restore()
+
 	restore = alter("tile/entries/000", 1000)
 	k.problems(nil, "has no envelope")
 	wantReason(t, "F05 rebuild from altered entries", ledger.Rebuild(t.Context(), k.cfg), attest.LedgerIncomplete)
@@ -386,6 +512,23 @@ func TestAlteredLogFiles(t *testing.T) {
 		t.Errorf("after the restore: %v", err)
 	}
 	k.fsck(l)
+}
+
+// swapFirst exchanges the first two entries of a bundle whose first byte was
+// altered.
+func swapFirst(t *testing.T, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[0] ^= 1
+	one := 2 + int(data[0])<<8 + int(data[1])
+	two := one + 2 + int(data[one])<<8 + int(data[one+1])
+	out := slices.Concat(data[one:two], data[:one], data[two:])
+	if err := os.WriteFile(path, out, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // K09: rows of the index are never believed where the envelope can be asked, and
@@ -441,10 +584,13 @@ func TestAlteredIndex(t *testing.T) {
 	if err := ledger.Rebuild(t.Context(), k.cfg); err != nil {
 		t.Fatal(err)
 	}
+	k.sql(`UPDATE checkpoints SET note = (SELECT o.note FROM checkpoints o WHERE o.size = $1) WHERE size = $2`, records[5].TreeSize, records[3].TreeSize)
 	k.sql(`UPDATE checkpoints SET note = replace(note, 'example', 'elpmaxe') WHERE size = $1`, records[1].TreeSize)
 	l = k.open()
 	_, err := l.Get(t.Context(), records[1].ID)
 	wantReason(t, "K09 stored checkpoint altered", err, attest.IdentityChanged)
+	_, err = l.Get(t.Context(), records[3].ID)
+	wantReason(t, "K09 stored checkpoint exchanged", err, attest.CheckpointInvalid)
 	k.close(l)
 }
 
