@@ -154,13 +154,23 @@ func (b *bench) rawLog() (float64, error) {
 	return perSecond, err
 }
 
-// diskBytes returns what a folder holds.
+// diskBytes returns what a folder holds, without the partial tiles and bundles that
+// a full one has replaced: the log removes those once a minute.
 func diskBytes(dir string) (total int64, err error) {
-	err = filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
+	err = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if full, partial := strings.CutSuffix(path, ".p"); partial && entry.IsDir() {
+			if _, err := os.Stat(full); err == nil {
+				return filepath.SkipDir
+			}
+		}
+		info, err := entry.Info()
 		if err == nil && info.Mode().IsRegular() {
 			total += info.Size()
 		}
-		return nil // files come and go while the log is written
+		return err
 	})
 	return total, err
 }
