@@ -253,9 +253,11 @@ func stageMoved(stage, why string) attest.RuleResult {
 // promoted answers from the records of a promotion that won, once its effect is
 // known or the answer has waited long enough.
 func (g *Gate) promoted(ctx context.Context, id attest.RecordID) (Promoted, error) {
+	// Done with the promotion is done with its summary too, so that who is told
+	// DONE can verify it.
 	g.progress.await(ctx, effectWait, func(ctx context.Context) (bool, error) {
-		p, err := g.Ledger.Promotion(ctx, id)
-		return p.State != ledger.Pending, err
+		n, err := g.Ledger.TaskPending(ctx, id)
+		return n == 0, err
 	})
 	state, err := g.Ledger.Promotion(ctx, id)
 	if err != nil {
@@ -288,11 +290,12 @@ func (g *Gate) promoted(ctx context.Context, id attest.RecordID) (Promoted, erro
 	return out, nil
 }
 
-// finish carries a promotion that won to its effect: steps 4 to 6. It may be
-// repeated from the start at any point.
+// finish carries a promotion that won to its effect, steps 4 to 6, and puts its
+// summary beside the image. It may be repeated from the start at any point; its
+// task stays open until all of it is done.
 func (g *Gate) finish(ctx context.Context, t ledger.Task) error {
 	state, err := g.Ledger.Promotion(ctx, t.Record)
-	if err != nil || state.State != ledger.Pending {
+	if err != nil {
 		return err
 	}
 	rec, err := g.Ledger.Get(ctx, t.Record)
@@ -303,15 +306,32 @@ func (g *Gate) finish(ctx context.Context, t ledger.Task) error {
 	if err != nil {
 		return err
 	}
+	if state.State == ledger.Pending {
+		if err := g.takeEffect(ctx, t, state, s, p); err != nil {
+			return err
+		}
+		if state, err = g.Ledger.Promotion(ctx, t.Record); err != nil {
+			return err
+		}
+	}
+	if state.State != ledger.Done {
+		return nil // consumers must not find the summary of what took no effect
+	}
+	// 7. The target holds the image only now, so this comes last.
+	return g.attachSummary(ctx, rec, s, p)
+}
+
+// takeEffect is steps 4 to 6.
+func (g *Gate) takeEffect(ctx context.Context, t ledger.Task, state ledger.Promotion, s attest.Statement, p attest.Promotion) error {
 	// 4. Only a winner gets a summary, both forms in one append. The payload is a
 	// function of the promotion, so a retry finds what it made before.
-	if err := g.summarise(ctx, rec, s, p); err != nil {
+	if err := g.summarise(ctx, s, p); err != nil {
 		return err
 	}
 	g.Step("summary")
 	// 5. The effect, under a lock for each target: OCI has no atomic swap.
 	effect := attest.Effect{
-		Promotion: rec.ID, State: attest.EffectDone, Track: p.Track, Stage: p.Stage, Target: p.Target,
+		Promotion: t.Record, State: attest.EffectDone, Track: p.Track, Stage: p.Stage, Target: p.Target,
 	}
 	if err := g.setTarget(ctx, state, p); err != nil {
 		if !final(err) && t.Attempts+1 < effectAttempts {
@@ -323,7 +343,7 @@ func (g *Gate) finish(ctx context.Context, t ledger.Task) error {
 	// 6. The effect record ends the promotion. If the process dies before it, the
 	// next start writes the target again, which changes nothing.
 	effect.At = attest.Time(g.Now())
-	_, err = g.once(ctx, attest.EffectKey(rec.ID), func(ctx context.Context) (attest.Record, error) {
+	_, err := g.once(ctx, attest.EffectKey(t.Record), func(ctx context.Context) (attest.Record, error) {
 		payload, err := attest.EffectStatement(state.Ref, effect)
 		if err != nil {
 			return attest.Record{}, err
@@ -332,6 +352,34 @@ func (g *Gate) finish(ctx context.Context, t ledger.Task) error {
 	})
 	g.Step("effect")
 	return err
+}
+
+// attachSummary puts the bundle of a promotion's summary beside the image and its
+// platforms, in the repository that consumers pull from.
+func (g *Gate) attachSummary(ctx context.Context, rec attest.Record, s attest.Statement, p attest.Promotion) error {
+	repo, err := attest.ParseRepository(strings.TrimPrefix(p.ResourceURI, "oci://"))
+	if err != nil {
+		return err
+	}
+	vsas, err := g.summaries(ctx, rec)
+	if err != nil {
+		return err
+	}
+	for _, v := range vsas {
+		if len(v.Certificate) == 0 {
+			continue // plain DSSE is for those who ask for it: cosign reads bundles
+		}
+		for _, sub := range s.Subject {
+			d, err := attest.ParseHex(sub.Digest["sha256"])
+			if err != nil {
+				return err
+			}
+			if err := g.attach(ctx, ledger.Task{Record: v.ID, Ref: attest.ImageRef{Repository: repo, Digest: d}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // final tells an error that will not go away by itself.
@@ -366,7 +414,7 @@ func (g *Gate) setTarget(ctx context.Context, state ledger.Promotion, p attest.P
 
 // summarise records the verification summary of a promotion twice, under the
 // gate's certificate and under its long-lived key, unless it is there.
-func (g *Gate) summarise(ctx context.Context, rec attest.Record, s attest.Statement, p attest.Promotion) error {
+func (g *Gate) summarise(ctx context.Context, s attest.Statement, p attest.Promotion) error {
 	payload, err := g.summary(s, p)
 	if err != nil {
 		return err
@@ -389,7 +437,7 @@ func (g *Gate) summarise(ctx context.Context, rec attest.Record, s attest.Statem
 		}
 		recs, err := g.Ledger.Append(ctx,
 			ledger.Entry{Envelope: cred.Precertificate},
-			ledger.Entry{Envelope: byCertificate, Attach: true},
+			ledger.Entry{Envelope: byCertificate},
 			ledger.Entry{Envelope: byKey})
 		if err != nil {
 			return attest.Record{}, err
