@@ -143,9 +143,7 @@ func TestF09LostAnswer(t *testing.T) {
 				t.Fatalf("the step %s was never taken", row.step)
 			}
 			again := sign(t, s, s.Token(nil), img.ImageRef)
-			if !again.Repeated {
-				t.Error("it was signed again")
-			}
+			sameAnswer(t, again, sign(t, s, s.Token(nil), img.ImageRef))
 			if n := len(find(t, s, attest.KindProvenance)); n != 1 {
 				t.Errorf("%d provenance records", n)
 			}

@@ -744,8 +744,8 @@ func TestK08ConcurrentPromotions(t *testing.T) {
 				t.Errorf("a caller of the loser is told %s", g.Verdict)
 			}
 			wantResult(t, g.Decision, attest.StageMoved)
-			if len(g.VSABundle)+len(g.VSAEnvelope) > 0 {
-				t.Error("the loser has a summary")
+			if len(g.VSABundle)+len(g.VSAEnvelope) > 0 || g.Effect != "" {
+				t.Errorf("the loser has a summary, or an effect: %q", g.Effect)
 			}
 		}
 	}
