@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -313,9 +314,10 @@ func runFull(ctx context.Context, o order, cfg ledger.Config) error {
 	}
 	full := func() { check(syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 1, Max: free.Max})) }
 	empty := func() { check(syscall.Setrlimit(syscall.RLIMIT_FSIZE, &free)) }
-	var fillAt string
+	var fillAt atomic.Value
+	fillAt.Store("")
 	cfg.Step = func(step string) {
-		if step == fillAt {
+		if step == fillAt.Load() {
 			full()
 		}
 	}
@@ -325,13 +327,13 @@ func runFull(ctx context.Context, o order, cfg ledger.Config) error {
 	}
 	half := len(o.Entries) / 2
 	for i, e := range o.Entries[:half] {
-		fillAt = []string{"", "stored", "published"}[i%3]
-		if fillAt == "" {
+		at := []string{"", "stored", "published"}[i%3]
+		if fillAt.Store(at); at == "" {
 			full()
 		}
 		_, err := l.Append(ctx, e)
 		empty()
-		fillAt = ""
+		fillAt.Store("")
 		fmt.Println("full", attest.ReasonOf(err), l.Err() == nil)
 		if _, err := l.Get(ctx, o.Entries[0].ID()); i > 0 && err != nil {
 			return fmt.Errorf("reading while the disk is full: %w", err)

@@ -205,7 +205,11 @@ func lock(dir string) (func() error, error) {
 		f.Close()
 		return nil, attest.Errorf(attest.LedgerLocked, "another process uses %s: stop it first", dir)
 	}
-	return f.Close, nil
+	return func() error {
+		// Closing is not enough: a process that is just being started has a copy of
+		// the file, and with it the lock, until it runs its own program.
+		return errors.Join(syscall.Flock(int(f.Fd()), syscall.LOCK_UN), f.Close())
+	}, nil
 }
 
 func syncDir(dir string) error {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -116,9 +117,11 @@ func TestIdenticalAppendsMakeOneRecord(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	for _, r := range results {
-		if diff := cmp.Diff(results[0], r, cmpopts.EquateEmpty()); diff != "" {
-			t.Fatalf("two answers differ:\n%s", diff)
+	for _, answer := range results {
+		for i, r := range answer {
+			if diff := cmp.Diff(sum(results[0][i]), sum(r)); diff != "" {
+				t.Fatalf("two answers differ:\n%s", diff)
+			}
 		}
 	}
 	if twice := k.append(l, entries[1], entries[1]); twice[0].ID != twice[1].ID {
@@ -376,11 +379,28 @@ type state struct {
 	Size    uint64
 	Policy  attest.PolicyChange
 	List    []ledger.Meta
-	Records []attest.Record
+	Records []sums
 	Stages  []ledger.StageState
 	History [][]ledger.Promotion
 	Keys    []attest.RecordID
 	Tasks   []ledger.Task
+}
+
+// sums stands for a record: comparing kilobytes of bytes one by one takes long.
+type sums struct {
+	ID, What, Where string
+}
+
+func sum(r attest.Record) sums {
+	return sums{r.ID.String(), hash(r.Envelope, r.Facts), hash(r.Index, r.TreeSize, r.Checkpoint, r.Proof)}
+}
+
+func hash(v ...any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return attest.Hash(b).Short()
 }
 
 func snapshot(tb testing.TB, l *ledger.Ledger) state {
@@ -401,7 +421,7 @@ func snapshot(tb testing.TB, l *ledger.Ledger) state {
 	for _, m := range s.List {
 		r, err := l.Get(ctx, m.ID)
 		check(err)
-		s.Records = append(s.Records, r)
+		s.Records = append(s.Records, sum(r))
 		if m.Key != "" {
 			id, _, err := l.ByKey(ctx, m.Key)
 			check(err)

@@ -90,8 +90,11 @@ func (p *packer) unpackEnvelope(packing int, content []byte) (e attest.Envelope,
 		if used <= 0 || n > uint64(len(b)-used) {
 			return e, fmt.Errorf("the stored envelope ends early")
 		}
-		// Capped, so that appending to one field cannot write into the next.
-		*f, b = b[used:used+int(n):used+int(n)], b[used+int(n):]
+		if n > 0 { // what was nil is nil again
+			// Capped, so that appending to one field cannot write into the next.
+			*f = b[used : used+int(n) : used+int(n)]
+		}
+		b = b[used+int(n):]
 	}
 	if len(b) > 0 {
 		return e, fmt.Errorf("the stored envelope has %d bytes too many", len(b))
