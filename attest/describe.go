@@ -89,7 +89,9 @@ func Describe(e Envelope) (Facts, error) {
 		if h := sub.Digest["sha256"]; h != "" {
 			d.add(FacetDigest, "sha256:"+h)
 		}
-		d.add(FacetRepository, sub.Name)
+		if _, err := ParseRepository(sub.Name); err == nil { // a policy's subject is no image
+			d.add(FacetRepository, sub.Name)
+		}
 	}
 	if len(e.Certificate) > 0 {
 		cert, err := x509.ParseCertificate(e.Certificate)

@@ -151,7 +151,7 @@ func DenialKey(ref ImageRef, d Denial) string {
 		in = append(in, e.Record.String())
 	}
 	for _, r := range d.Results {
-		in = append(in, r.Rule, string(r.Outcome), string(r.Reason))
+		in = append(in, r.Rule, string(r.Outcome), string(r.Reason), r.Found, r.Record.String())
 	}
 	return Key("denial", d.Track, string(ref.Repository), d.Stage, ref.Digest.String(), d.Caller.Key, Key(in...))
 }

@@ -46,7 +46,7 @@ func (g *Gate) Promote(ctx context.Context, id attest.Identity, req PromoteReque
 		return Promoted{}, err
 	}
 	switch {
-	case a.head != nil && a.head.Ref.Digest == req.Ref.Digest && !req.DryRun:
+	case a.head != nil && a.head.Ref.Digest == req.Ref.Digest && !req.DryRun && !a.renames():
 		// The stage already holds it or is moving to it: a repeated request.
 		return g.promoted(ctx, a.head.ID)
 	case a.head != nil && a.head.State == ledger.Pending && !req.DryRun:
@@ -78,6 +78,13 @@ type asked struct {
 	verdict  policy.Verdict
 	evidence []*verifier.Evidence
 	target   string
+}
+
+// renames reports whether the request asks for another target than the stage's head
+// has: the same digest under a new version is a promotion of its own.
+func (a asked) renames() bool {
+	repo, tag, err := a.stage.Target(a.req.Ref.Repository, a.req.Version)
+	return err == nil && a.req.Version != "" && repo != "" && string(repo)+":"+tag != a.head.Target
 }
 
 // ask resolves the request against policy and ledger as they are now.
@@ -385,7 +392,7 @@ func (g *Gate) attachSummary(ctx context.Context, rec attest.Record, s attest.St
 // final tells an error that will not go away by itself.
 func final(err error) bool {
 	switch attest.ReasonOf(err) {
-	case attest.EffectFailed, attest.SubjectNotFound, attest.HostNotAllowed, attest.StageMoved, attest.BadReference, attest.DigestMismatch, attest.ManifestAmbiguous:
+	case attest.EffectFailed, attest.SubjectNotFound, attest.HostNotAllowed, attest.StageMoved, attest.RegistryDenied, attest.BadReference, attest.DigestMismatch, attest.ManifestAmbiguous:
 		return true
 	}
 	return false

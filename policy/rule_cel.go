@@ -50,6 +50,9 @@ func (r *celRule) judge(q *inquiry) attest.RuleResult {
 	}
 	err := r.expr.holds(vars)
 	if err == nil {
+		if len(q.accepted) > 0 {
+			q.use(q.accepted[0].Evidence)
+		}
 		return out
 	}
 	_, out.Found = r.expr.unmet(vars, q.policy.types)
