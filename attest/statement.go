@@ -137,9 +137,12 @@ func Key(parts ...string) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// SignKey is the natural key of a Sign request (design section 5).
+// SignKey is the natural key of a Sign request (design section 5). Jobs of one run
+// share its URI and are yet other callers: none is answered with what another,
+// perhaps one that a rule does not admit, has signed.
 func SignKey(ref ImageRef, id Identity, baseHint string) string {
-	return Key("sign", string(ref.Repository), ref.Digest.String(), id.Issuer, id.Run(), baseHint)
+	return Key("sign", string(ref.Repository), ref.Digest.String(), id.Issuer, id.Run(), baseHint,
+		id.Subject, id.SAN, id.Build.Environment)
 }
 
 // Time renders t as statements carry it: UTC, whole seconds.

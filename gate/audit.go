@@ -149,23 +149,32 @@ func (g *Gate) Artifact(ctx context.Context, id attest.Identity, ref attest.Imag
 	if err := g.mayReadRepository(id, ref.Repository, policy.Auditors, policy.Promoters); err != nil {
 		return nil, err
 	}
-	metas, err := g.Ledger.Find(ctx, ledger.Query{
+	q := ledger.Query{
 		Facets:    []attest.Facet{{Name: attest.FacetDigest, Value: ref.Digest.String()}},
-		Ascending: true, Limit: maxArtifact,
-	})
-	if err != nil {
-		return nil, err
+		Ascending: true, Limit: maxPage,
 	}
 	var out []Item
-	for _, m := range metas {
-		if g.mayRead(id, m.Facts, policy.Auditors, policy.Promoters) != nil {
-			continue // the same digest in a repository that is not the caller's
-		}
-		it, err := g.item(ctx, m.ID)
+	for {
+		metas, err := g.Ledger.Find(ctx, q)
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, it)
+		for _, m := range metas {
+			if g.mayRead(id, m.Facts, policy.Auditors, policy.Promoters) != nil {
+				continue // the same digest in a repository that is not the caller's, however often
+			}
+			it, err := g.item(ctx, m.ID)
+			if err != nil {
+				return nil, err
+			}
+			if out = append(out, it); len(out) == maxArtifact {
+				return out, nil
+			}
+		}
+		if len(metas) < q.Limit {
+			break
+		}
+		q.After = metas[len(metas)-1].Index
 	}
 	if len(out) == 0 {
 		return nil, attest.Errorf(attest.RecordNotFound, "nothing is recorded about %s", ref)

@@ -94,7 +94,7 @@ func act(t *testing.T, s *testkit.Stack, id attest.Identity, ref attest.ImageRef
 func idle(t *testing.T, s *testkit.Stack) {
 	t.Helper()
 	eventually(t, "no task is left", func() bool {
-		tasks, err := s.Ledger.Tasks(t.Context(), time.Now().Add(time.Hour), 1)
+		tasks, err := s.Ledger.Tasks(t.Context(), "", time.Now().Add(time.Hour), 1)
 		if err != nil {
 			t.Fatal(err)
 		}

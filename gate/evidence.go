@@ -17,14 +17,14 @@ const maxCachedDigests = 4096
 // evidenceKinds are the kinds of record that rules judge.
 var evidenceKinds = []attest.RecordKind{attest.KindSignature, attest.KindProvenance}
 
-// evidenceCache keeps verified evidence by digest. Records never change, so what
+// evidenceCache keeps verified evidence by image. Records never change, so what
 // was verified once stays verified; only newer records have to be added.
 type evidenceCache struct {
 	ledger   *ledger.Ledger
 	verifier *verifier.Verifier
 
 	mu      sync.Mutex
-	entries map[attest.Digest]*evidenceEntry
+	entries map[attest.ImageRef]*evidenceEntry
 }
 
 type evidenceEntry struct {
@@ -34,18 +34,20 @@ type evidenceEntry struct {
 }
 
 func newEvidenceCache(l *ledger.Ledger, v *verifier.Verifier) *evidenceCache {
-	return &evidenceCache{ledger: l, verifier: v, entries: map[attest.Digest]*evidenceEntry{}}
+	return &evidenceCache{ledger: l, verifier: v, entries: map[attest.ImageRef]*evidenceEntry{}}
 }
 
-// about returns all verified evidence about a digest among the records before
-// size, oldest first. An envelope that does not verify is an error and never
-// passed over: the service wrote it, so something was tampered with.
-func (c *evidenceCache) about(ctx context.Context, d attest.Digest, size uint64) ([]*verifier.Evidence, error) {
-	e := c.entry(d)
+// about returns all verified evidence about an image among the records before
+// size, oldest first. What was signed about the digest for another repository is
+// none of it: other callers may sign there, and as much as they like. An envelope
+// that does not verify is an error and never passed over: the service wrote it, so
+// something was tampered with.
+func (c *evidenceCache) about(ctx context.Context, ref attest.ImageRef, size uint64) ([]*verifier.Evidence, error) {
+	e := c.entry(ref)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.size < size {
-		found, err := c.load(ctx, d, e.size, size)
+		found, err := c.load(ctx, ref, e.size, size)
 		if err != nil {
 			return nil, err
 		}
@@ -60,10 +62,10 @@ func (c *evidenceCache) about(ctx context.Context, d attest.Digest, size uint64)
 	return e.list[:n:n], nil
 }
 
-func (c *evidenceCache) entry(d attest.Digest) *evidenceEntry {
+func (c *evidenceCache) entry(ref attest.ImageRef) *evidenceEntry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[d]
+	e := c.entries[ref]
 	if e == nil {
 		if len(c.entries) >= maxCachedDigests {
 			for other := range c.entries { // any one: what is asked again is verified again
@@ -72,17 +74,19 @@ func (c *evidenceCache) entry(d attest.Digest) *evidenceEntry {
 			}
 		}
 		e = &evidenceEntry{}
-		c.entries[d] = e
+		c.entries[ref] = e
 	}
 	return e
 }
 
-// load verifies the records about d with from <= index < to, in log order.
-func (c *evidenceCache) load(ctx context.Context, d attest.Digest, from, to uint64) ([]*verifier.Evidence, error) {
+// load verifies the records about ref with from <= index < to, in log order.
+func (c *evidenceCache) load(ctx context.Context, ref attest.ImageRef, from, to uint64) ([]*verifier.Evidence, error) {
 	var metas []ledger.Meta
 	for _, kind := range evidenceKinds {
 		found, err := findAll(ctx, c.ledger, ledger.Query{
-			Kind: kind, Facets: []attest.Facet{{Name: attest.FacetDigest, Value: d.String()}},
+			Kind: kind, Facets: []attest.Facet{
+				{Name: attest.FacetDigest, Value: ref.Digest.String()}, {Name: attest.FacetRepository, Value: string(ref.Repository)},
+			},
 			After: max(from, 1) - 1, Before: to, // record 0 is a policy
 		})
 		if err != nil {

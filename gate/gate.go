@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"time"
 
@@ -88,7 +89,7 @@ func (g *Gate) recordPolicy(ctx context.Context) error {
 		case change.Version == last.Version && change.Digest != last.Digest:
 			return attest.Errorf(attest.PolicyRollback, "policy version %d differs from the version %d in the log: raise version to %d",
 				change.Version, last.Version, last.Version+1)
-		case change.Version == last.Version && sameJSON(change.Configuration, last.Configuration):
+		case change.Version == last.Version && maps.Equal(change.Stages, last.Stages) && sameJSON(change.Configuration, last.Configuration):
 			return nil
 		}
 	}

@@ -65,44 +65,49 @@ type tokenBudget struct {
 }
 
 type tokenCount struct {
-	digests map[attest.Digest]bool
-	expires time.Time
+	digests  map[attest.Digest]bool
+	requests map[string]bool // natural keys: one digest may be signed with several hints
+	expires  time.Time
 }
 
 func newTokenBudget(now func() time.Time) *tokenBudget {
 	return &tokenBudget{now: now, used: map[string]*tokenCount{}}
 }
 
-// reserve counts a digest against the token's budget and returns how to give it
-// back when nothing was signed. recorded lists the digests that the records
-// show; it is asked once for each token.
-func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, recorded func() ([]attest.Digest, error)) (release func(), err error) {
+// reserve counts a request for a digest against the token's budget and returns
+// how to give it back when nothing was signed. recorded lists what the records
+// show, digests and natural keys; it is asked once for each token.
+func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key string, recorded func() ([]attest.Digest, []string, error)) (release func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	c := b.used[id.TokenID]
 	if c == nil {
-		known, err := recorded()
+		known, keys, err := recorded()
 		if err != nil {
 			return nil, err
 		}
-		c = &tokenCount{digests: map[attest.Digest]bool{}, expires: id.Expires}
-		for _, k := range known {
-			c.digests[k] = true
+		c = &tokenCount{digests: map[attest.Digest]bool{}, requests: map[string]bool{}, expires: id.Expires}
+		for i, k := range known {
+			c.digests[k], c.requests[keys[i]] = true, true
 		}
 		b.forget()
 		b.used[id.TokenID] = c
 	}
-	if c.digests[d] {
-		return func() {}, nil
-	}
-	if len(c.digests) >= MaxTokenDigests {
+	fresh := !c.digests[d]
+	if fresh && len(c.digests) >= MaxTokenDigests {
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d digests, the most that one may: request a new token", MaxTokenDigests)
 	}
-	c.digests[d] = true
+	if len(c.requests) >= MaxTokenRequests {
+		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d times, the most that one may: request a new token", MaxTokenRequests)
+	}
+	c.digests[d], c.requests[key] = true, true
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		delete(c.digests, d)
+		delete(c.requests, key)
+		if fresh {
+			delete(c.digests, d)
+		}
 	}, nil
 }
 

@@ -21,6 +21,9 @@ const (
 	// effectAttempts is after how many failures of a target that may recover the
 	// promotion is given up and its predecessor is the stage's head again.
 	effectAttempts = 12
+	// deniedAttempts is the same for a registry that refuses our credentials: about
+	// fifteen seconds, in case they were just exchanged.
+	deniedAttempts = 6
 	// maxNote bounds reason and ticket, in bytes.
 	maxNote = 2048
 )
@@ -116,7 +119,7 @@ func (g *Gate) ask(ctx context.Context, id attest.Identity, req PromoteRequest) 
 
 // decide judges the evidence before a.size by the stage's rules: step 1.
 func (g *Gate) decide(ctx context.Context, a *asked) (err error) {
-	if a.evidence, err = g.evidence.about(ctx, a.req.Ref.Digest, a.size); err != nil {
+	if a.evidence, err = g.evidence.about(ctx, a.req.Ref, a.size); err != nil {
 		return err
 	}
 	var before policy.Before
@@ -341,7 +344,7 @@ func (g *Gate) takeEffect(ctx context.Context, t ledger.Task, state ledger.Promo
 		Promotion: t.Record, State: attest.EffectDone, Track: p.Track, Stage: p.Stage, Target: p.Target,
 	}
 	if err := g.setTarget(ctx, state, p); err != nil {
-		if !final(err) && t.Attempts+1 < effectAttempts {
+		if t.Attempts+1 < patience(err) {
 			return err // the task is tried again
 		}
 		effect.State, effect.Detail = attest.EffectFail, err.Error()
@@ -389,13 +392,15 @@ func (g *Gate) attachSummary(ctx context.Context, rec attest.Record, s attest.St
 	return nil
 }
 
-// final tells an error that will not go away by itself.
-func final(err error) bool {
+// patience is how often the target is tried in all when it fails with err.
+func patience(err error) int {
 	switch attest.ReasonOf(err) {
-	case attest.EffectFailed, attest.SubjectNotFound, attest.HostNotAllowed, attest.StageMoved, attest.RegistryDenied, attest.BadReference, attest.DigestMismatch, attest.ManifestAmbiguous:
-		return true
+	case attest.EffectFailed, attest.SubjectNotFound, attest.HostNotAllowed, attest.StageMoved, attest.BadReference, attest.DigestMismatch, attest.ManifestAmbiguous:
+		return 1 // it will not go away by itself
+	case attest.RegistryDenied:
+		return deniedAttempts
 	}
-	return false
+	return effectAttempts
 }
 
 // setTarget writes the target tag and reads it back, unless the stage has moved on.

@@ -78,7 +78,7 @@ func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, 
 	} else if found {
 		return g.signedBefore(ctx, key, prov)
 	}
-	release, err := g.tokens.reserve(id, img.Ref.Digest, func() ([]attest.Digest, error) { return g.signedWith(ctx, id.TokenID) })
+	release, err := g.tokens.reserve(id, img.Ref.Digest, key, func() ([]attest.Digest, []string, error) { return g.signedWith(ctx, id.TokenID) })
 	if err != nil {
 		return Signed{}, err
 	}
@@ -170,31 +170,31 @@ func callersBase(b attest.Base) error {
 	return nil
 }
 
-// signedWith returns the digests that the records say were signed with a token.
-func (g *Gate) signedWith(ctx context.Context, token string) ([]attest.Digest, error) {
+// signedWith returns the digests that the records say were signed with a token,
+// and the natural key of each.
+func (g *Gate) signedWith(ctx context.Context, token string) (digests []attest.Digest, keys []string, err error) {
 	metas, err := findAll(ctx, g.Ledger, ledger.Query{
 		Kind: attest.KindProvenance, Facets: []attest.Facet{{Name: attest.FacetToken, Value: token}},
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []attest.Digest
 	for _, m := range metas {
 		rec, err := g.Ledger.Get(ctx, m.ID)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		s, err := statementOf(rec)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		d, err := attest.ParseHex(s.Subject[0].Digest["sha256"])
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
-		out = append(out, d)
+		digests, keys = append(digests, d), append(keys, m.Key)
 	}
-	return out, nil
+	return digests, keys, nil
 }
 
 // signedBefore answers a repeated request from its records.

@@ -24,6 +24,10 @@ const MaxImages = 64
 // MaxTokenDigests is how many digests one token may sign until it expires.
 const MaxTokenDigests = 64
 
+// MaxTokenRequests is how often one token may sign: a digest once for each of its
+// repositories and base hints, each of which makes records of its own.
+const MaxTokenRequests = 4 * MaxTokenDigests
+
 // AttachState says whether an image's bundles are in its registry.
 type AttachState string
 

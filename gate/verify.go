@@ -55,7 +55,7 @@ func (g *Gate) mayAsk(id attest.Identity, repo attest.Repository) error {
 }
 
 func (g *Gate) verifySigned(ctx context.Context, d Decision) (Decision, error) {
-	evidence, err := g.evidence.about(ctx, d.Ref.Digest, d.LogSize)
+	evidence, err := g.evidence.about(ctx, d.Ref, d.LogSize)
 	if err != nil {
 		return Decision{}, err
 	}

@@ -52,14 +52,41 @@ func (p *progress) await(ctx context.Context, within time.Duration, done func(co
 
 // Run does the work outside the ledger — attaching bundles, moving targets —
 // until ctx ends. Every task is idempotent and stays in the table until it is
-// done, so a crash at any point costs a repetition and nothing else.
+// done, so a crash at any point costs a repetition and nothing else. Each kind has
+// workers of its own: one registry that is slow to take bundles, or one signer
+// with many, holds up no promotion (attacks I11).
 func (g *Gate) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var wakes []chan struct{}
+	for _, kind := range []ledger.TaskKind{ledger.TaskPromote, ledger.TaskAttach} {
+		wake := make(chan struct{}, 1)
+		wakes = append(wakes, wake)
+		wg.Go(func() { g.work(ctx, kind, wake) })
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.Ledger.Wake():
+		}
+		for _, wake := range wakes {
+			select {
+			case wake <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// work does the tasks of one kind.
+func (g *Gate) work(ctx context.Context, kind ledger.TaskKind, wake <-chan struct{}) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, workers)
 	running := newRunning()
 	for ctx.Err() == nil {
-		tasks, err := g.Ledger.Tasks(ctx, g.Now(), workBatch)
+		tasks, err := g.Ledger.Tasks(ctx, kind, g.Now(), workBatch)
 		if err != nil && ctx.Err() == nil {
 			g.Logger.Error("reading tasks", "error", err)
 		}
@@ -83,7 +110,7 @@ func (g *Gate) Run(ctx context.Context) {
 			continue
 		}
 		select {
-		case <-g.Ledger.Wake():
+		case <-wake:
 		case <-time.After(time.Second): // a retry may be due
 		case <-ctx.Done():
 		}

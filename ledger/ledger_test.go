@@ -296,7 +296,7 @@ func refusals(t *testing.T, l *ledger.Ledger, r attest.Record) map[string]error 
 	_, out["Stages"] = l.Stages(ctx, ledger.StageState{}, 0)
 	_, out["Promotions"] = l.Promotions(ctx, "payments", "test", repo, 0)
 	_, out["Promotion"] = l.Promotion(ctx, r.ID)
-	_, out["Tasks"] = l.Tasks(ctx, start, 1)
+	_, out["Tasks"] = l.Tasks(ctx, "", start, 1)
 	_, out["TaskPending"] = l.TaskPending(ctx, r.ID)
 	out["TaskDone"] = l.TaskDone(ctx, ledger.Task{})
 	out["TaskLater"] = l.TaskLater(ctx, ledger.Task{}, start, "")
@@ -355,7 +355,7 @@ func TestRebuildEquals(t *testing.T) {
 	p := k.append(l, k.promotion(1, "test", 1, zero, 2))[0]
 	k.append(l, k.effect(1, p.ID, "test", attest.EffectDone))
 	k.append(l, k.promotion(2, "test", 1, p.ID, 2), k.promotion(3, "test", 1, p.ID, 2))
-	tasks, err := l.Tasks(t.Context(), start, 100)
+	tasks, err := l.Tasks(t.Context(), "", start, 100)
 	if err != nil || len(tasks) == 0 {
 		t.Fatal(tasks, err)
 	}
@@ -435,7 +435,7 @@ func snapshot(tb testing.TB, l *ledger.Ledger) state {
 		check(err)
 		s.History = append(s.History, h)
 	}
-	s.Tasks, err = l.Tasks(ctx, start, 1000)
+	s.Tasks, err = l.Tasks(ctx, "", start, 1000)
 	check(err)
 	return s
 }

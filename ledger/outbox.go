@@ -40,29 +40,30 @@ func (t *txn) addTask(kind TaskKind, id attest.RecordID, ref attest.ImageRef) er
 	return err
 }
 
-// Tasks returns the tasks that are due at now, the longest waiting first.
-func (l *Ledger) Tasks(ctx context.Context, now time.Time, limit int) ([]Task, error) {
+// Tasks returns the tasks of a kind, "" for any, that are due at now, the longest
+// waiting first.
+func (l *Ledger) Tasks(ctx context.Context, kind TaskKind, now time.Time, limit int) ([]Task, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
 	}
 	var out []Task
-	err := l.index.each(ctx, `SELECT `+taskColumns+` FROM tasks WHERE not_before <= $1 ORDER BY not_before, leaf, kind, repository, digest LIMIT $2`,
-		[]any{now.Unix(), limit}, func(scan func(...any) error) error {
-			var task Task
-			var kind, repo string
-			var leaf, digest []byte
-			var at int64
-			if err := scan(&kind, &leaf, &repo, &digest, &task.Attempts, &at, &task.LastError); err != nil {
-				return err
-			}
-			if len(leaf) != len(task.Record) || len(digest) != len(task.Ref.Digest) {
-				return fmt.Errorf("task of kind %s has a key of %d and %d bytes", kind, len(leaf), len(digest))
-			}
-			task.Kind, task.Record, task.NotBefore = TaskKind(kind), attest.RecordID(leaf), time.Unix(at, 0).UTC()
-			task.Ref = attest.ImageRef{Repository: attest.Repository(repo), Digest: attest.Digest(digest)}
-			out = append(out, task)
-			return nil
-		})
+	err := l.index.each(ctx, `SELECT `+taskColumns+` FROM tasks WHERE not_before <= $1 AND ($2 = '' OR kind = $2)
+		ORDER BY not_before, leaf, kind, repository, digest LIMIT $3`, []any{now.Unix(), string(kind), limit}, func(scan func(...any) error) error {
+		var task Task
+		var kind, repo string
+		var leaf, digest []byte
+		var at int64
+		if err := scan(&kind, &leaf, &repo, &digest, &task.Attempts, &at, &task.LastError); err != nil {
+			return err
+		}
+		if len(leaf) != len(task.Record) || len(digest) != len(task.Ref.Digest) {
+			return fmt.Errorf("task of kind %s has a key of %d and %d bytes", kind, len(leaf), len(digest))
+		}
+		task.Kind, task.Record, task.NotBefore = TaskKind(kind), attest.RecordID(leaf), time.Unix(at, 0).UTC()
+		task.Ref = attest.ImageRef{Repository: attest.Repository(repo), Digest: attest.Digest(digest)}
+		out = append(out, task)
+		return nil
+	})
 	return out, unavailable("reading tasks", err)
 }
 

@@ -93,7 +93,7 @@ func TestTasks(t *testing.T) {
 
 func tasks(t *testing.T, l *ledger.Ledger, now time.Time) []ledger.Task {
 	t.Helper()
-	out, err := l.Tasks(t.Context(), now, 100)
+	out, err := l.Tasks(t.Context(), "", now, 100)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -386,6 +386,34 @@ func lintNode(tree *ast.AST, x ast.NavigableExpr) error {
 		return errors.New("mixes types: what is compared must have one type that is known")
 	case x.Kind() == ast.CallKind && x.AsCall().FunctionName() == "matches":
 		return lintMatches(x.AsCall())
+	case x.Kind() == ast.CallKind && (x.AsCall().FunctionName() == "startsWith" || x.AsCall().FunctionName() == "endsWith"):
+		return lintPart(x.AsCall())
+	}
+	return nil
+}
+
+// names whose parts are separated by "/": half a part is also half of a name that
+// somebody else may take.
+var paths = []string{"source", "repository", "signer_uri", "san", "issuer_url", "base_repository"}
+
+// lintPart demands whole parts of what startsWith and endsWith compare with
+// (attacks B11): 'https://github.com/acme' also begins https://github.com/acme-evil.
+func lintPart(call ast.CallExpr) error {
+	if !call.IsMemberFunction() || call.Target().Kind() != ast.SelectKind || !slices.Contains(paths, call.Target().AsSelect().FieldName()) || len(call.Args()) != 1 {
+		return nil
+	}
+	field, part := call.Target().AsSelect().FieldName(), call.Args()[0]
+	s, ok := types.String(""), part.Kind() == ast.LiteralKind
+	if ok {
+		s, ok = part.AsLiteral().(types.String)
+	}
+	switch {
+	case !ok:
+		return fmt.Errorf("%s of %s needs its text as a literal", call.FunctionName(), field)
+	case call.FunctionName() == "startsWith" && !strings.HasSuffix(string(s), "/"):
+		return fmt.Errorf("startsWith(%q) also matches names that only begin so: end it with / or use ==", clip(string(s)))
+	case call.FunctionName() == "endsWith" && !strings.HasPrefix(string(s), "/"):
+		return fmt.Errorf("endsWith(%q) also matches names that only end so: begin it with / or use ==", clip(string(s)))
 	}
 	return nil
 }

@@ -103,12 +103,13 @@ type claimed struct {
 }
 
 // newInquiry sorts the evidence. What does not cover the digest does not count,
-// and an image signature is exactly a statement of cosign's signature type: any
+// nor what was signed for another repository, for which other callers may sign
+// (attacks M03), and an image signature is exactly a statement of cosign's signature type: any
 // other predicate by the same signer is none (attacks D01, D06).
 func (p *Policy) newInquiry(req Request) *inquiry {
 	q := &inquiry{policy: p, request: req}
 	for _, e := range slices.Backward(req.Evidence) {
-		if e == nil || !e.Covers(req.Ref.Digest) {
+		if e == nil || !e.Covers(req.Ref.Digest) || !slices.Contains(e.Names(), string(req.Ref.Repository)) {
 			continue
 		}
 		switch e.PredicateType() {

@@ -205,7 +205,23 @@ func (l *loader) whole(p *Policy, versions []pos) {
 			l.apart(t, u)
 		}
 	}
+	l.levels(p)
 	l.targets(p)
+}
+
+// levels notes two stages whose summaries would name the same level: that of one
+// would pass for the other's (attacks M02).
+func (l *loader) levels(p *Policy) {
+	seen := map[string]*Stage{}
+	for _, t := range p.tracks {
+		for _, s := range t.stages {
+			level := attest.StageLevel(t.Name, s.Name)
+			if other := seen[level]; other != nil && other.track != t {
+				l.failAt(s.where, "stage %s/%s has the level %s, as has %s/%s (%s): rename one", t.Name, s.Name, level, other.track.Name, other.Name, other.where)
+			}
+			seen[level] = s
+		}
+	}
 }
 
 // apart notes what two tracks must not share: a name, or an image.

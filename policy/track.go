@@ -111,6 +111,9 @@ func (s *Stage) Target(repo attest.Repository, version string) (attest.Repositor
 	if !tagPattern.MatchString(tag) {
 		return "", "", attest.Errorf(attest.BadRequest, "version %q makes no tag: a tag has letters, digits and . _ -, at most 128, and starts with none of . -", clip(version))
 	}
+	if digestTag.MatchString(tag) {
+		return "", "", attest.Errorf(attest.BadRequest, "version %q makes the tag under which a registry keeps the signatures of an image", clip(version))
+	}
 	return into, tag, nil
 }
 
@@ -133,6 +136,10 @@ type target struct {
 
 // Tags are as distribution-spec has them ("Pulling manifests").
 var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+// digestTag is a tag that belongs to another image: the list of its referrers
+// (distribution-spec, "Referrers Tag Schema"), or what cosign keeps beside it.
+var digestTag = regexp.MustCompile(`^sha256-[0-9a-f]{64}`)
 
 func parseTarget(s string) (*target, error) {
 	i := strings.LastIndexByte(s, ':')

@@ -358,7 +358,7 @@ func (c *Client) compare(k *candidate, byTag bool, doc *document, parts []part, 
 	}
 	var missing, empty []string
 	for i, p := range k.about {
-		if b := longest(parts[p].doc.layers(), bases[i]); b != nil {
+		if b := longest(parts[p].doc, bases[i]); b != nil {
 			k.proof = append(k.proof, attest.BasePart{Platform: parts[p].name, Image: parts[p].doc.digest, Base: b.digest, Layers: len(b.image.Layers)})
 			continue
 		}
@@ -387,10 +387,15 @@ func (c *Client) compare(k *candidate, byTag bool, doc *document, parts []part, 
 }
 
 // longest returns the manifest with most layers among those that prove it, or nil.
-func longest(image []attest.Digest, bases []*document) *document {
+// A blob of another type proves nothing: runtimes leave it out when they unpack
+// the image (containerd getLayers), so it is in the manifest and not in what runs.
+func longest(image *document, bases []*document) *document {
+	if slices.ContainsFunc(image.image.Layers, func(l v1.Descriptor) bool { return !l.MediaType.IsLayer() }) {
+		return nil
+	}
 	var best *document
 	for _, b := range bases {
-		if ProveLayers(image, b.layers()) && (best == nil || len(b.image.Layers) > len(best.image.Layers)) {
+		if ProveLayers(image.layers(), b.layers()) && (best == nil || len(b.image.Layers) > len(best.image.Layers)) {
 			best = b
 		}
 	}

@@ -289,7 +289,8 @@ func (c *Client) parts(ctx context.Context, repo attest.Repository, doc *documen
 
 // platforms returns the entries of an index that are images for some platform.
 // BuildKit's attestation manifests are not: their platform is unknown/unknown
-// (BuildKit docs/attestations/attestation-storage.md).
+// (BuildKit docs/attestations/attestation-storage.md). Their annotation alone
+// excuses nothing, for runtimes do not heed it when they choose what to run.
 func platforms(index *v1.IndexManifest) ([]v1.Descriptor, error) {
 	var out []v1.Descriptor
 	for _, d := range index.Manifests {
@@ -299,7 +300,7 @@ func platforms(index *v1.IndexManifest) ([]v1.Descriptor, error) {
 			return nil, attest.Errorf(attest.TooManyLevels, "index lists another index, %s: only an index of images is supported", d.Digest)
 		case !d.MediaType.IsImage():
 			return nil, attest.Errorf(attest.ManifestAmbiguous, "index lists %s of type %q, which is no image", d.Digest, clip(string(d.MediaType)))
-		case unknown || d.Annotations["vnd.docker.reference.type"] != "":
+		case unknown:
 			continue
 		}
 		out = append(out, d)
@@ -313,6 +314,13 @@ func platforms(index *v1.IndexManifest) ([]v1.Descriptor, error) {
 // children fetches what descriptors of an index name, in their order. Each is
 // what its descriptor says, by digest, size and type.
 func (c *Client) children(ctx context.Context, repo attest.Repository, list []v1.Descriptor) ([]*document, error) {
+	// All are held at once, so their sum is bounded before one is fetched (G19).
+	total := int64(0)
+	for _, d := range list {
+		if total += min(d.Size, maxManifest+1); total > maxManifests {
+			return nil, attest.Errorf(attest.TooLarge, "the manifests that the index lists have more than %d bytes together", int64(maxManifests))
+		}
+	}
 	out := make([]*document, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)

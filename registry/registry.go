@@ -36,6 +36,7 @@ import (
 // TOO_LARGE before it is held in memory.
 const (
 	maxManifest  = 4 << 20  // bytes of a manifest, an index or a page of referrers
+	maxManifests = 16 << 20 // bytes of all manifests that one index lists
 	maxBundle    = 16 << 20 // bytes of one bundle
 	maxBundles   = 64 << 20 // bytes of all bundles of one digest
 	maxReferrers = 256      // bundles of one digest that are read

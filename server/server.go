@@ -78,7 +78,8 @@ type Server struct {
 	mux      *http.ServeMux
 	callers  callers
 	inFlight chan struct{}
-	working  work // handlers: waited for before the gate may be closed
+	open     chan struct{} // of inFlight, what requests may take that need no identity
+	working  work          // handlers: waited for before the gate may be closed
 
 	closeREST func() error
 }
@@ -99,6 +100,7 @@ func New(cfg Config) (*Server, error) {
 		verified: verified{auth: cfg.Auth, now: cfg.Now, tokens: map[[sha256.Size]byte]remembered{}},
 		methods:  map[string]bool{},
 		inFlight: make(chan struct{}, cfg.MaxInFlight),
+		open:     make(chan struct{}, max(1, cfg.MaxInFlight/4)),
 		callers:  callers{most: cfg.MaxInFlightPerCaller, inFlight: map[string]int{}},
 	}
 	s.grpc = s.newGRPC()
@@ -239,12 +241,20 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.working.begin()
 	defer s.working.end()
 	isGRPC := r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
-	select {
-	case s.inFlight <- struct{}{}:
-		defer func() { <-s.inFlight }()
-	default:
-		s.tooBusy(w, isGRPC)
-		return
+	slots := []chan struct{}{s.inFlight}
+	if !s.guarded(r, isGRPC) {
+		// Whoever is unknown may be slow at no cost, and must not keep out the
+		// others (attacks I08, I11).
+		slots = append(slots, s.open)
+	}
+	for _, slot := range slots {
+		select {
+		case slot <- struct{}{}:
+			defer func() { <-slot }()
+		default:
+			s.tooBusy(w, isGRPC)
+			return
+		}
 	}
 	if isGRPC {
 		s.serveGRPC(w, r)
@@ -252,6 +262,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	s.mux.ServeHTTP(w, r)
+}
+
+// guarded reports whether a request is refused without an identity before a byte
+// of its body is read.
+func (s *Server) guarded(r *http.Request, isGRPC bool) bool {
+	if isGRPC {
+		return s.methods[r.URL.Path] && !public[r.URL.Path]
+	}
+	return strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/trust/")
 }
 
 // tooBusy refuses a request beyond the bound for all callers together.

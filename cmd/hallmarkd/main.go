@@ -14,6 +14,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/ledger"
 )
 
 // version is set by the linker.
@@ -35,6 +36,9 @@ func (versionCmd) Run() error { fmt.Println(version); return nil }
 func main() { os.Exit(run()) }
 
 func run() int {
+	// The database and the log hold what auditors need a role for, also in a data
+	// directory that others may enter (attacks L06).
+	syscall.Umask(0o077)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
@@ -54,6 +58,7 @@ func run() int {
 		return 2
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	ledger.RouteLibraryLogs(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
 	if err := args.Run(log); err != nil {
 		return fail(err)
 	}
