@@ -56,4 +56,4 @@ generate: tools-generate
 
 .PHONY: bench
 bench:
-	go run ./internal/bench
+	GOGC=300 GOMEMLIMIT=384MiB go run ./internal/bench   # as hallmarkd sets them for itself

@@ -167,11 +167,15 @@ func (j *strictJSON) NewDecoder(r io.Reader) runtime.Decoder {
 		case err == nil:
 			return nil
 		case strings.Contains(err.Error(), "unknown field"):
-			return attest.Errorf(attest.CallerFactsRefused, "%v: what is signed comes from the token and the registry", err)
+			return attest.Errorf(attest.CallerFactsRefused, "%s: what is signed comes from the token and the registry", readable(err))
 		}
-		return attest.Errorf(attest.BadJSON, "%v", err)
+		return attest.Errorf(attest.BadJSON, "%s", readable(err))
 	})
 }
+
+// readable returns what protojson says without the no-break spaces that it puts
+// into its errors at random.
+func readable(err error) string { return strings.ReplaceAll(err.Error(), "\u00a0", " ") }
 
 // gatewayError writes the status of a call. The gateway's own refusals (a body
 // that is no JSON, a path that nobody serves) get their ErrorInfo here; the text

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -39,6 +40,7 @@ func run() int {
 	// The database and the log hold what auditors need a role for, also in a data
 	// directory that others may enter (attacks L06).
 	syscall.Umask(0o077)
+	collectLazily()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
@@ -63,6 +65,16 @@ func run() int {
 		return fail(err)
 	}
 	return 0
+}
+
+// collectLazily trades memory, which the service has, for the time that collecting
+// garbage takes from signing: at most about four times what is live, and less near
+// the limit. Who sets GOGC or GOMEMLIMIT decides otherwise.
+func collectLazily() {
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetGCPercent(300)
+		debug.SetMemoryLimit(384 << 20)
+	}
 }
 
 // fail prints one clear line. A wrong configuration is wrong usage.
