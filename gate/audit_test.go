@@ -106,7 +106,8 @@ func TestRoles(t *testing.T) {
 			_, err := s.Gate.LogFile(t.Context(), &id, "tile/entries/000.p/1")
 			return err
 		}, map[attest.Reason]callers{
-			attest.RoleMissing: {"nobody": nobody, "signer": signer, "promoter": promoter, "our auditor": ours},
+			attest.RoleMissing:      {"signer": signer, "promoter": promoter},
+			attest.SourceNotAllowed: {"nobody": nobody, "our auditor": ours}, // persons, as the auditors of everything are
 		}, callers{"auditor": all}},
 		{"WhoAmI", func(id attest.Identity) error {
 			_, err := s.Gate.WhoAmI(t.Context(), id, img.Repository)

@@ -107,28 +107,18 @@ func (l *Ledger) TaskPending(ctx context.Context, id attest.RecordID) (int, erro
 // from. Tasks that are due later, or were there before Open, send none.
 func (l *Ledger) Wake() <-chan struct{} { return l.wake }
 
-// attachRefs returns the images that a statement is attached to: its subjects,
-// by their names. A verification summary's subjects have none; it is found where
-// consumers pull from, which it says itself (design section 6, resourceUri).
-// Subjects that are no image, such as a policy, are left out.
+// attachRefs returns the images that a statement is attached to: its subjects, by
+// their names. Subjects that are no image, such as a policy, are left out, and so
+// are those of a verification summary, which have no name: the gate attaches it
+// once its promotion took effect.
 func attachRefs(e attest.Envelope) []attest.ImageRef {
 	var st attest.Statement
 	if e.PayloadType != attest.InTotoPayload || json.Unmarshal(e.Payload, &st) != nil {
 		return nil
 	}
-	var resource struct {
-		URI string `json:"resourceUri"`
-	}
-	if st.PredicateType == attest.PredicateVSA && json.Unmarshal(st.Predicate, &resource) != nil {
-		return nil
-	}
 	var out []attest.ImageRef
 	for _, sub := range st.Subject {
-		name := sub.Name
-		if name == "" {
-			name, _ = strings.CutPrefix(resource.URI, "oci://")
-		}
-		repo, err := attest.ParseRepository(name)
+		repo, err := attest.ParseRepository(sub.Name)
 		if err != nil {
 			continue
 		}
