@@ -73,7 +73,9 @@ func (l *Ledger) complement(ctx context.Context, r *attest.Record) (err error) {
 
 // ByKey returns the record that answers a request with this natural key, hex as
 // in attest.Facts: the first one in the log, for a promotion the one that won
-// and did not fail.
+// and did not fail. After a failure the index may lack what the log has: then it
+// waits for the index rather than say that there is none, or a repeated request
+// would be recorded twice (attacks F09).
 func (l *Ledger) ByKey(ctx context.Context, key string) (attest.RecordID, bool, error) {
 	if err := l.ready(); err != nil {
 		return attest.RecordID{}, false, err
@@ -82,8 +84,26 @@ func (l *Ledger) ByKey(ctx context.Context, key string) (attest.RecordID, bool, 
 	if err != nil || len(raw) == 0 {
 		return attest.RecordID{}, false, attest.Errorf(attest.BadRequest, "%q is not a natural key", clip(key))
 	}
+	id, found, err := l.byKey(ctx, raw)
+	if err != nil || found || !l.failing() {
+		return id, found, err
+	}
+	if err := l.settle(ctx); err != nil {
+		return attest.RecordID{}, false, err
+	}
+	return l.byKey(ctx, raw)
+}
+
+// failing reports whether the last attempt to add to the log or to take it in went
+// wrong.
+func (l *Ledger) failing() bool {
+	last := l.looked.Load()
+	return l.recover.Load() || last != nil && *last != nil
+}
+
+func (l *Ledger) byKey(ctx context.Context, key []byte) (attest.RecordID, bool, error) {
 	var leaf []byte
-	err = l.index.row(ctx, `SELECT r.leaf FROM requests q JOIN records r ON r.idx = q.idx WHERE q.key = $1`, []any{raw}, &leaf)
+	err := l.index.row(ctx, `SELECT r.leaf FROM requests q JOIN records r ON r.idx = q.idx WHERE q.key = $1`, []any{key}, &leaf)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && len(leaf) != len(attest.RecordID{}) {
 		return attest.RecordID{}, false, nil
 	}
