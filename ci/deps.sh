@@ -10,10 +10,14 @@ present() {
   case $1 in
     gcc | libc6-dev) echo '#include <stdlib.h>
 int main(void) { return EXIT_SUCCESS; }' | gcc -x c - -o /dev/null 2>/dev/null ;;
-    busybox-static) dpkg -s "$1" >/dev/null 2>&1 || static "$(command -v busybox || true)" ;;
-    *) command -v "$1" >/dev/null || dpkg -s "$1" >/dev/null 2>&1 ;;
+    busybox-static) installed "$1" || static "$(command -v busybox || true)" ;;
+    *) command -v "$1" >/dev/null || installed "$1" ;;
   esac
 }
+
+# installed PACKAGE: whether dpkg has it unpacked and set up; a removed package
+# whose configuration was left behind is not.
+installed() { [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 # static FILE: whether an ELF program asks for no dynamic loader.
 static() { [ -n "$1" ] && ! LC_ALL=C grep -aq '/ld-[a-z0-9.-]*\.so' "$1"; }

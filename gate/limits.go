@@ -65,8 +65,8 @@ type tokenBudget struct {
 }
 
 type tokenCount struct {
-	digests  map[attest.Digest]bool
-	requests map[string]bool // natural keys: one digest may be signed with several hints
+	digests  map[attest.Digest]int // how many requests hold it
+	requests map[string]bool       // natural keys: one digest may be signed with several hints
 	expires  time.Time
 }
 
@@ -86,26 +86,27 @@ func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key string, r
 		if err != nil {
 			return nil, err
 		}
-		c = &tokenCount{digests: map[attest.Digest]bool{}, requests: map[string]bool{}, expires: id.Expires}
+		c = &tokenCount{digests: map[attest.Digest]int{}, requests: map[string]bool{}, expires: id.Expires}
 		for i, k := range known {
-			c.digests[k], c.requests[keys[i]] = true, true
+			c.digests[k]++
+			c.requests[keys[i]] = true
 		}
 		b.forget()
 		b.used[id.TokenID] = c
 	}
-	fresh := !c.digests[d]
-	if fresh && len(c.digests) >= MaxTokenDigests {
+	if c.digests[d] == 0 && len(c.digests) >= MaxTokenDigests {
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d digests, the most that one may: request a new token", MaxTokenDigests)
 	}
 	if len(c.requests) >= MaxTokenRequests {
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d times, the most that one may: request a new token", MaxTokenRequests)
 	}
-	c.digests[d], c.requests[key] = true, true
+	c.digests[d]++
+	c.requests[key] = true
 	return func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		delete(c.requests, key)
-		if fresh {
+		if c.digests[d]--; c.digests[d] == 0 {
 			delete(c.digests, d)
 		}
 	}, nil

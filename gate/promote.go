@@ -84,10 +84,11 @@ type asked struct {
 }
 
 // renames reports whether the request asks for another target than the stage's head
-// has: the same digest under a new version is a promotion of its own.
+// has, or for an impossible one: the same digest under a new version is a promotion
+// of its own, to be decided.
 func (a asked) renames() bool {
 	repo, tag, err := a.stage.Target(a.req.Ref.Repository, a.req.Version)
-	return err == nil && a.req.Version != "" && repo != "" && string(repo)+":"+tag != a.head.Target
+	return a.req.Version != "" && (err != nil || repo != "" && string(repo)+":"+tag != a.head.Target)
 }
 
 // ask resolves the request against policy and ledger as they are now.
@@ -213,6 +214,9 @@ func (g *Gate) move(ctx context.Context, a asked) (Promoted, error) {
 		a.decision.Number, a.decision.RecordID = rec.Index, rec.ID
 		return g.aborted(ctx, a, won.Why)
 	}
+	if won.Target != a.target { // the same digest under another version came first
+		return g.aborted(ctx, a, fmt.Sprintf("decision %d moved %s to %s first", won.Index, d.Stage, won.Target))
+	}
 	return g.promoted(ctx, rec.ID)
 }
 
@@ -226,7 +230,18 @@ func (g *Gate) once(ctx context.Context, key string, record func(context.Context
 		if found {
 			return g.Ledger.Get(ctx, id)
 		}
-		return record(ctx)
+		rec, err := record(ctx)
+		if err != nil {
+			return attest.Record{}, err
+		}
+		// An attempt that failed earlier may have come to stand before this one in
+		// the log: the first record answers (attacks F09).
+		if id, found, err := g.Ledger.ByKey(ctx, key); err != nil {
+			return attest.Record{}, err
+		} else if found && id != rec.ID {
+			return g.Ledger.Get(ctx, id)
+		}
+		return rec, nil
 	})
 }
 
@@ -282,6 +297,9 @@ func (g *Gate) promoted(ctx context.Context, id attest.RecordID) (Promoted, erro
 		return Promoted{}, err
 	}
 	out := Promoted{Decision: d, Effect: string(state.State), EffectDetail: state.Why, Target: state.Target}
+	if state.State != ledger.Done {
+		return out, nil // what took no effect earns nobody a summary
+	}
 	vsas, err := g.summaries(ctx, rec)
 	if err != nil {
 		return Promoted{}, err

@@ -591,6 +591,9 @@ func TestFailedEffect(t *testing.T) {
 	if failed.Effect != string(ledger.Failed) || !strings.Contains(failed.EffectDetail, string(attest.EffectFailed)) {
 		t.Fatalf("effect %s: %s", failed.Effect, failed.EffectDetail)
 	}
+	if len(failed.VSABundle)+len(failed.VSAEnvelope) > 0 {
+		t.Error("a promotion that failed hands out its summary")
+	}
 	for range 2 {
 		st, err := s.Ledger.Stage(t.Context(), "acme", "live", first.Repository)
 		if err != nil || st.Head == nil || st.Head.ID != before.RecordID || st.Head.State != ledger.Done {

@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	workers     = 8
-	workBatch   = 64
-	taskTimeout = 2 * time.Minute
-	maxBackoff  = 5 * time.Minute
+	workers       = 8
+	workBatch     = 64
+	attachTimeout = 2 * time.Minute
+	finishTimeout = 16 * time.Minute // more than the registry takes for a copy
+	maxBackoff    = 5 * time.Minute
 )
 
 // progress tells waiters that the worker has done something.
@@ -151,7 +152,11 @@ func (r *running) end(k taskKey) {
 
 // do carries out one task and notes what became of it.
 func (g *Gate) do(ctx context.Context, t ledger.Task) {
-	work, cancel := context.WithTimeout(ctx, taskTimeout)
+	within := attachTimeout
+	if t.Kind == ledger.TaskPromote {
+		within = finishTimeout
+	}
+	work, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var err error
 	switch t.Kind {

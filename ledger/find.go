@@ -84,8 +84,9 @@ func (l *Ledger) ByKey(ctx context.Context, key string) (attest.RecordID, bool, 
 	if err != nil || len(raw) == 0 {
 		return attest.RecordID{}, false, attest.Errorf(attest.BadRequest, "%q is not a natural key", clip(key))
 	}
+	failing := l.failing() // asked first: what recovers meanwhile is looked up again
 	id, found, err := l.byKey(ctx, raw)
-	if err != nil || found || !l.failing() {
+	if err != nil || found || !failing {
 		return id, found, err
 	}
 	if err := l.settle(ctx); err != nil {

@@ -386,11 +386,14 @@ func (c *Client) compare(k *candidate, byTag bool, doc *document, parts []part, 
 	}
 }
 
+// dockerZstd is a layer type that runtimes unpack and the library does not list.
+const dockerZstd = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+
 // longest returns the manifest with most layers among those that prove it, or nil.
 // A blob of another type proves nothing: runtimes leave it out when they unpack
 // the image (containerd getLayers), so it is in the manifest and not in what runs.
 func longest(image *document, bases []*document) *document {
-	if slices.ContainsFunc(image.image.Layers, func(l v1.Descriptor) bool { return !l.MediaType.IsLayer() }) {
+	if slices.ContainsFunc(image.image.Layers, func(l v1.Descriptor) bool { return !l.MediaType.IsLayer() && l.MediaType != dockerZstd }) {
 		return nil
 	}
 	var best *document

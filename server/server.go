@@ -264,11 +264,13 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(w, r)
 }
 
-// guarded reports whether a request is refused without an identity before a byte
-// of its body is read.
+// guarded reports whether a request may use any slot: one that is refused without
+// an identity before a byte of its body is read.
 func (s *Server) guarded(r *http.Request, isGRPC bool) bool {
 	if isGRPC {
-		return s.methods[r.URL.Path] && !public[r.URL.Path]
+		// The health check stays outside: no crowd of strangers may make a healthy
+		// service look sick.
+		return r.URL.Path == "/grpc.health.v1.Health/Check" || s.methods[r.URL.Path] && !public[r.URL.Path]
 	}
 	return strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/trust/")
 }
