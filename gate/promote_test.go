@@ -594,6 +594,20 @@ func TestFailedEffect(t *testing.T) {
 	if len(failed.VSABundle)+len(failed.VSAEnvelope) > 0 {
 		t.Error("a promotion that failed hands out its summary")
 	}
+	// Nor is it put beside the image that consumers pull.
+	to, err := attest.ParseRepository(failed.Target[:strings.LastIndexByte(failed.Target, ':')])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles, err := s.Images.Attached(t.Context(), attest.ImageRef{Repository: to, Digest: next.Digest})
+	if err != nil && attest.ReasonOf(err) != attest.SubjectNotFound {
+		t.Fatal(err)
+	}
+	for _, b := range bundles {
+		if ev, err := s.Verifier.Bundle(b, next.Digest); err != nil || ev.Kind() == attest.KindVSA {
+			t.Errorf("a summary is attached after a failure, or what cannot be read (%v)", err)
+		}
+	}
 	for range 2 {
 		st, err := s.Ledger.Stage(t.Context(), "acme", "live", first.Repository)
 		if err != nil || st.Head == nil || st.Head.ID != before.RecordID || st.Head.State != ledger.Done {
