@@ -178,8 +178,8 @@ func (d *describer) predicate(kind RecordKind, s Statement, payload []byte) (str
 			return "", err
 		}
 		d.decided(p.Decided)
-		ref, err := subjectRef(s)
-		return PromoteKey(ref, p.Track, p.Stage, p.Replaces), err
+		img, err := s.Image()
+		return PromoteKey(img.Ref, p.Track, p.Stage, p.Replaces), err
 	case KindDenial:
 		var n Denial
 		if err := json.Unmarshal(s.Predicate, &n); err != nil {
@@ -191,8 +191,8 @@ func (d *describer) predicate(kind RecordKind, s Statement, payload []byte) (str
 				d.add(FacetReason, string(r.Reason))
 			}
 		}
-		ref, err := subjectRef(s)
-		return DenialKey(ref, n), err
+		img, err := s.Image()
+		return DenialKey(img.Ref, n), err
 	case KindEffect:
 		var e Effect
 		if err := json.Unmarshal(s.Predicate, &e); err != nil {
@@ -220,17 +220,4 @@ func baseDigests(b Base) []Digest {
 		out = append(out, p.Base)
 	}
 	return out
-}
-
-// subjectRef returns the image that a statement of the gate is about.
-func subjectRef(s Statement) (ImageRef, error) {
-	if len(s.Subject) == 0 {
-		return ImageRef{}, fmt.Errorf("statement has no subject")
-	}
-	d, err := ParseHex(s.Subject[0].Digest["sha256"])
-	if err != nil {
-		return ImageRef{}, err
-	}
-	repo, err := ParseRepository(s.Subject[0].Name)
-	return ImageRef{repo, d}, err
 }

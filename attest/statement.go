@@ -115,6 +115,33 @@ func subjects(repo Repository, digests []Digest) []Subject {
 	return out
 }
 
+// Image returns the image that a statement of this service is about, the inverse of
+// how its subjects were written: the first is the image, the others are its
+// platforms, whose names are not in it. A verification summary names no repository
+// and has no image to return.
+func (s Statement) Image() (Image, error) {
+	var img Image
+	for i, sub := range s.Subject {
+		d, err := ParseHex(sub.Digest["sha256"])
+		if err != nil {
+			return Image{}, err
+		}
+		if i > 0 {
+			img.Platforms = append(img.Platforms, Platform{Digest: d})
+			continue
+		}
+		repo, err := ParseRepository(sub.Name)
+		if err != nil {
+			return Image{}, err
+		}
+		img.Ref = ImageRef{repo, d}
+	}
+	if len(s.Subject) == 0 {
+		return Image{}, fmt.Errorf("statement has no subject")
+	}
+	return img, nil
+}
+
 // requestAnnotation names the natural key in a signature statement, which has
 // no other place for it: cosign keeps a signature's annotations there too.
 const requestAnnotation = "hallmark_request"

@@ -55,14 +55,13 @@ func (g *Gate) decisionOf(ctx context.Context, rec attest.Record) (Decision, err
 	if err := json.Unmarshal(s.Predicate, &p); err != nil {
 		return Decision{}, fmt.Errorf("parsing decision %d: %w", rec.Index, err)
 	}
-	digest, err := attest.ParseHex(s.Subject[0].Digest["sha256"])
+	img, err := s.Image()
 	if err != nil {
 		return Decision{}, err
 	}
 	d := Decision{
 		Number: rec.Index, RecordID: rec.ID, Verdict: Denied, Track: p.Track, Stage: p.Stage,
-		Ref:     attest.ImageRef{Repository: attest.Repository(s.Subject[0].Name), Digest: digest},
-		Results: p.Results, Time: rec.Time, Policy: p.Policy, LogSize: p.LogSize,
+		Ref: img.Ref, Results: p.Results, Time: rec.Time, Policy: p.Policy, LogSize: p.LogSize,
 	}
 	if rec.Kind == attest.KindPromotion {
 		d.Verdict = Allowed

@@ -97,7 +97,7 @@ func (g *Gate) recordPolicy(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := g.appendGate(ctx, payload, false); err != nil {
+	if _, err := g.appendGate(ctx, payload); err != nil {
 		return fmt.Errorf("recording policy version %d: %w", change.Version, err)
 	}
 	return nil
@@ -146,7 +146,7 @@ func share[T any](ctx context.Context, g *Gate, key string, work func(context.Co
 }
 
 // appendGate signs a statement with the gate key, checks it and records it.
-func (g *Gate) appendGate(ctx context.Context, payload []byte, attach bool) (attest.Record, error) {
+func (g *Gate) appendGate(ctx context.Context, payload []byte) (attest.Record, error) {
 	env, err := g.Signer.SignGate(payload)
 	if err != nil {
 		return attest.Record{}, fmt.Errorf("signing with the gate key: %w", err)
@@ -154,7 +154,7 @@ func (g *Gate) appendGate(ctx context.Context, payload []byte, attach bool) (att
 	if err := g.Verifier.Envelope(env); err != nil {
 		return attest.Record{}, fmt.Errorf("checking our own signature: %w", err)
 	}
-	recs, err := g.Ledger.Append(ctx, ledger.Entry{Envelope: env, Attach: attach})
+	recs, err := g.Ledger.Append(ctx, ledger.Entry{Envelope: env})
 	if err != nil {
 		return attest.Record{}, err
 	}

@@ -11,7 +11,6 @@ import (
 	"github.com/hallmarkd/hallmark/attest"
 	"github.com/hallmarkd/hallmark/ledger"
 	"github.com/hallmarkd/hallmark/policy"
-	"github.com/hallmarkd/hallmark/verifier"
 )
 
 const (
@@ -74,13 +73,9 @@ type asked struct {
 	req      PromoteRequest
 	caller   attest.Identity
 	stage    *policy.Stage
-	head     *ledger.Promotion // of the stage, at size
-	size     uint64            // of the log: what is decided on
-	now      time.Time
+	head     *ledger.Promotion // of the stage, at decision.LogSize
 	decision Decision
 	verdict  policy.Verdict
-	evidence []*verifier.Evidence
-	target   string
 }
 
 // renames reports whether the request asks for another target than the stage's head
@@ -105,22 +100,21 @@ func (g *Gate) ask(ctx context.Context, id attest.Identity, req PromoteRequest) 
 	if err != nil {
 		return asked{}, err
 	}
-	a := asked{req: req, caller: id, stage: stage, now: now, size: g.Ledger.Size()}
+	size := g.Ledger.Size() // before the stage is read: the head may be newer, never older
 	st, err := g.Ledger.Stage(ctx, track.Name, stage.Name, req.Ref.Repository)
 	if err != nil {
 		return asked{}, err
 	}
-	a.head = st.Head
-	a.decision = Decision{
+	return asked{req: req, caller: id, stage: stage, head: st.Head, decision: Decision{
 		Track: track.Name, Stage: stage.Name, Ref: req.Ref, Time: now,
-		Policy: g.policyFor(track.Name), LogSize: a.size,
-	}
-	return a, nil
+		Policy: g.policyFor(track.Name), LogSize: size,
+	}}, nil
 }
 
-// decide judges the evidence before a.size by the stage's rules: step 1.
-func (g *Gate) decide(ctx context.Context, a *asked) (err error) {
-	if a.evidence, err = g.evidence.about(ctx, a.req.Ref, a.size); err != nil {
+// decide judges the evidence in the log at its size by the stage's rules: step 1.
+func (g *Gate) decide(ctx context.Context, a *asked) error {
+	evidence, err := g.evidence.about(ctx, a.req.Ref, a.decision.LogSize)
+	if err != nil {
 		return err
 	}
 	var before policy.Before
@@ -134,9 +128,9 @@ func (g *Gate) decide(ctx context.Context, a *asked) (err error) {
 		}
 	}
 	a.verdict = a.stage.Decide(policy.Request{
-		Ref: a.req.Ref, Evidence: a.evidence, Caller: a.caller, Before: before, Now: a.now, Version: a.req.Version,
+		Ref: a.req.Ref, Evidence: evidence, Caller: a.caller, Before: before, Now: a.decision.Time, Version: a.req.Version,
 	})
-	a.decision.Results, a.decision.Summary, a.target = a.verdict.Results, a.verdict.Summary, a.verdict.Target
+	a.decision.Results, a.decision.Summary = a.verdict.Results, a.verdict.Summary
 	a.decision.Verdict = verdict(a.verdict.Allowed)
 	return nil
 }
@@ -145,9 +139,9 @@ func (g *Gate) decide(ctx context.Context, a *asked) (err error) {
 func (a asked) decided() attest.Decided {
 	d := attest.Decided{
 		Track: a.decision.Track, Stage: a.decision.Stage, After: a.stage.After, Policy: a.decision.Policy,
-		StageDigest: a.stage.Digest(), LogSize: a.size, Caller: attest.CallerOf(a.caller),
+		StageDigest: a.stage.Digest(), LogSize: a.decision.LogSize, Caller: attest.CallerOf(a.caller),
 		Version: a.req.Version, Reason: a.req.Reason, Ticket: a.req.Ticket,
-		Results: a.decision.Results, Evidence: []attest.EvidenceRef{}, DecidedAt: attest.Time(a.now),
+		Results: a.decision.Results, Evidence: []attest.EvidenceRef{}, DecidedAt: attest.Time(a.decision.Time),
 	}
 	for _, e := range a.verdict.Used {
 		d.Evidence = append(d.Evidence, attest.EvidenceRef{Record: e.ID(), PredicateType: e.PredicateType(), Digest: e.EnvelopeDigest()})
@@ -170,7 +164,7 @@ func (g *Gate) deny(ctx context.Context, a asked) (Promoted, error) {
 		if err != nil {
 			return attest.Record{}, err
 		}
-		return g.appendGate(ctx, payload, false)
+		return g.appendGate(ctx, payload)
 	})
 	if err != nil {
 		return Promoted{}, err
@@ -188,7 +182,7 @@ func (g *Gate) move(ctx context.Context, a asked) (Promoted, error) {
 	if err != nil {
 		return Promoted{}, err
 	}
-	p := attest.Promotion{Decided: d, Target: a.target, ResourceURI: "oci://" + string(resource), Level: a.verdict.Level}
+	p := attest.Promotion{Decided: d, Target: a.verdict.Target, ResourceURI: "oci://" + string(resource), Level: a.verdict.Level}
 	if a.head != nil {
 		p.Replaces = a.head.ID
 	}
@@ -199,7 +193,7 @@ func (g *Gate) move(ctx context.Context, a asked) (Promoted, error) {
 	// 2. If the process dies before Append has returned, the next start either
 	// completes the promotion or finds nothing of it.
 	rec, err := g.once(ctx, attest.PromoteKey(a.req.Ref, d.Track, d.Stage, p.Replaces), func(ctx context.Context) (attest.Record, error) {
-		return g.appendGate(ctx, payload, false)
+		return g.appendGate(ctx, payload)
 	})
 	if err != nil {
 		return Promoted{}, err
@@ -214,7 +208,7 @@ func (g *Gate) move(ctx context.Context, a asked) (Promoted, error) {
 		a.decision.Number, a.decision.RecordID = rec.Index, rec.ID
 		return g.aborted(ctx, a, won.Why)
 	}
-	if won.Target != a.target { // the same digest under another version came first
+	if won.Target != a.verdict.Target { // the same digest under another version came first
 		return g.aborted(ctx, a, fmt.Sprintf("decision %d moved %s to %s first", won.Index, d.Stage, won.Target))
 	}
 	return g.promoted(ctx, rec.ID)
@@ -300,7 +294,11 @@ func (g *Gate) promoted(ctx context.Context, id attest.RecordID) (Promoted, erro
 	if state.State != ledger.Done {
 		return out, nil // what took no effect earns nobody a summary
 	}
-	vsas, err := g.summaries(ctx, rec)
+	s, p, err := promotionOf(rec)
+	if err != nil {
+		return Promoted{}, err
+	}
+	vsas, err := g.summaries(ctx, s, p)
 	if err != nil {
 		return Promoted{}, err
 	}
@@ -346,7 +344,7 @@ func (g *Gate) finish(ctx context.Context, t ledger.Task) error {
 		return nil // consumers must not find the summary of what took no effect
 	}
 	// 7. The target holds the image only now, so this comes last.
-	return g.attachSummary(ctx, rec, s, p)
+	return g.attachSummary(ctx, s, p)
 }
 
 // takeEffect is steps 4 to 6.
@@ -376,7 +374,7 @@ func (g *Gate) takeEffect(ctx context.Context, t ledger.Task, state ledger.Promo
 		if err != nil {
 			return attest.Record{}, err
 		}
-		return g.appendGate(ctx, payload, false)
+		return g.appendGate(ctx, payload)
 	})
 	g.Step("effect")
 	return err
@@ -384,12 +382,15 @@ func (g *Gate) takeEffect(ctx context.Context, t ledger.Task, state ledger.Promo
 
 // attachSummary puts the bundle of a promotion's summary beside the image and its
 // platforms, in the repository that consumers pull from.
-func (g *Gate) attachSummary(ctx context.Context, rec attest.Record, s attest.Statement, p attest.Promotion) error {
-	repo, err := attest.ParseRepository(strings.TrimPrefix(p.ResourceURI, "oci://"))
+func (g *Gate) attachSummary(ctx context.Context, s attest.Statement, p attest.Promotion) error {
+	img, err := s.Image()
 	if err != nil {
 		return err
 	}
-	vsas, err := g.summaries(ctx, rec)
+	if img.Ref.Repository, err = attest.ParseRepository(strings.TrimPrefix(p.ResourceURI, "oci://")); err != nil {
+		return err
+	}
+	vsas, err := g.summaries(ctx, s, p)
 	if err != nil {
 		return err
 	}
@@ -397,14 +398,8 @@ func (g *Gate) attachSummary(ctx context.Context, rec attest.Record, s attest.St
 		if len(v.Certificate) == 0 {
 			continue // plain DSSE is for those who ask for it: cosign reads bundles
 		}
-		for _, sub := range s.Subject {
-			d, err := attest.ParseHex(sub.Digest["sha256"])
-			if err != nil {
-				return err
-			}
-			if err := g.attach(ctx, ledger.Task{Record: v.ID, Ref: attest.ImageRef{Repository: repo, Digest: d}}); err != nil {
-				return err
-			}
+		if err := g.attach(ctx, v, img); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -478,27 +473,15 @@ func (g *Gate) summarise(ctx context.Context, s attest.Statement, p attest.Promo
 }
 
 func (g *Gate) summary(s attest.Statement, p attest.Promotion) ([]byte, error) {
-	img := attest.Image{}
-	for i, sub := range s.Subject {
-		d, err := attest.ParseHex(sub.Digest["sha256"])
-		if err != nil {
-			return nil, err
-		}
-		if i == 0 {
-			img.Ref = attest.ImageRef{Repository: attest.Repository(sub.Name), Digest: d}
-			continue
-		}
-		img.Platforms = append(img.Platforms, attest.Platform{Digest: d})
+	img, err := s.Image()
+	if err != nil {
+		return nil, err
 	}
 	return attest.VSAStatement(g.Service, img, p)
 }
 
 // summaries returns the recorded summaries of a promotion, none while it waits.
-func (g *Gate) summaries(ctx context.Context, rec attest.Record) ([]attest.Record, error) {
-	s, p, err := promotionOf(rec)
-	if err != nil {
-		return nil, err
-	}
+func (g *Gate) summaries(ctx context.Context, s attest.Statement, p attest.Promotion) ([]attest.Record, error) {
 	payload, err := g.summary(s, p)
 	if err != nil {
 		return nil, err

@@ -188,11 +188,11 @@ func (g *Gate) signedWith(ctx context.Context, token string) (digests []attest.D
 		if err != nil {
 			return nil, nil, err
 		}
-		d, err := attest.ParseHex(s.Subject[0].Digest["sha256"])
+		img, err := s.Image()
 		if err != nil {
 			return nil, nil, err
 		}
-		digests, keys = append(digests, d), append(keys, m.Key)
+		digests, keys = append(digests, img.Ref.Digest), append(keys, m.Key)
 	}
 	return digests, keys, nil
 }
@@ -235,18 +235,10 @@ func (g *Gate) answer(signature, provenance attest.Record) (Signed, error) {
 		Signature: signature, Provenance: provenance,
 		Build: p.Internal().Claims, Builder: p.RunDetails.Builder.ID,
 	}
-	s.Image.Base = p.Internal().Base
-	for i, sub := range st.Subject {
-		d, err := attest.ParseHex(sub.Digest["sha256"])
-		if err != nil {
-			return Signed{}, err
-		}
-		if i == 0 {
-			s.Image.Ref = attest.ImageRef{Repository: attest.Repository(sub.Name), Digest: d}
-			continue
-		}
-		s.Image.Platforms = append(s.Image.Platforms, attest.Platform{Digest: d})
+	if s.Image, err = st.Image(); err != nil {
+		return Signed{}, err
 	}
+	s.Image.Base = p.Internal().Base
 	if s.SignatureBundle, err = signature.Bundle(g.Signer.LogID()); err != nil {
 		return Signed{}, err
 	}
@@ -284,25 +276,14 @@ func (g *Gate) awaitAttached(ctx context.Context, key string, s Signed) AttachSt
 	waiting, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
 	_, err := share(waiting, g, attest.Key("attach", key), func(ctx context.Context) (struct{}, error) {
-		return struct{}{}, g.attachAll(ctx, s)
+		if err := g.attach(ctx, s.Signature, s.Image); err != nil {
+			return struct{}{}, err
+		}
+		return struct{}{}, g.attach(ctx, s.Provenance, s.Image)
 	})
 	if err != nil {
 		g.Logger.Warn("attaching what a repeated request asks for", "record", s.Provenance.ID.String(), "error", err)
 		return AttachPending
 	}
 	return Attached
-}
-
-// attachAll attaches both bundles to the image and its platforms, where they are
-// not attached yet.
-func (g *Gate) attachAll(ctx context.Context, s Signed) error {
-	for _, d := range s.Image.Digests() {
-		for _, rec := range []attest.Record{s.Signature, s.Provenance} {
-			ref := attest.ImageRef{Repository: s.Image.Ref.Repository, Digest: d}
-			if err := g.attach(ctx, ledger.Task{Kind: ledger.TaskAttach, Record: rec.ID, Ref: ref}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -161,7 +161,7 @@ func (g *Gate) do(ctx context.Context, t ledger.Task) {
 	var err error
 	switch t.Kind {
 	case ledger.TaskAttach:
-		err = g.attach(work, t)
+		err = g.attachTask(work, t)
 	case ledger.TaskPromote:
 		err = g.finish(work, t)
 	}
@@ -184,19 +184,30 @@ func backoff(attempts int) time.Duration {
 	return min(maxBackoff, 500*time.Millisecond<<min(attempts, 20))
 }
 
-// attach puts a record's bundle beside one of its subjects in the registry.
-func (g *Gate) attach(ctx context.Context, t ledger.Task) error {
+// attachTask attaches a record to the one image that a task names.
+func (g *Gate) attachTask(ctx context.Context, t ledger.Task) error {
 	rec, err := g.Ledger.Get(ctx, t.Record)
 	if err != nil {
 		return err
 	}
+	return g.attach(ctx, rec, attest.Image{Ref: t.Ref})
+}
+
+// attach puts a record's bundle beside an image and its platforms in the registry.
+func (g *Gate) attach(ctx context.Context, rec attest.Record, img attest.Image) error {
 	bundle, err := rec.Bundle(g.Signer.LogID())
 	if err != nil {
 		return err
 	}
-	g.Step("attach")
-	// The record's own time makes the referrer the same bytes on every attempt.
-	return g.Registry.Attach(ctx, t.Ref, bundle, rec.Get(attest.FacetPredicate), rec.Time)
+	for _, d := range img.Digests() {
+		g.Step("attach")
+		// The record's own time makes the referrer the same bytes on every attempt.
+		ref := attest.ImageRef{Repository: img.Ref.Repository, Digest: d}
+		if err := g.Registry.Attach(ctx, ref, bundle, rec.Get(attest.FacetPredicate), rec.Time); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // promotionOf reads a promotion record.
