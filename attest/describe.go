@@ -13,7 +13,7 @@ import (
 )
 
 // FactsVersion is that of Describe. An index made by another version is rebuilt.
-const FactsVersion = 1
+const FactsVersion = 2
 
 // RecordKind is what a record is.
 type RecordKind string
@@ -28,13 +28,14 @@ const (
 	KindDenial         RecordKind = "denial"
 	KindEffect         RecordKind = "effect"
 	KindPolicy         RecordKind = "policy"
+	KindImport         RecordKind = "import"   // evidence that was signed elsewhere
 	KindEvidence       RecordKind = "evidence" // any other predicate
 )
 
 var kinds = map[string]RecordKind{
 	PredicateSignature: KindSignature, PredicateProvenance: KindProvenance, PredicateVSA: KindVSA,
 	PredicatePromotion: KindPromotion, PredicateDenial: KindDenial, PredicateEffect: KindEffect,
-	PredicatePolicy: KindPolicy,
+	PredicatePolicy: KindPolicy, PredicateImport: KindImport,
 }
 
 // KindOf returns the kind of a record whose statement has this predicate type.
@@ -62,8 +63,12 @@ const (
 	FacetCaller     = "caller"
 	FacetPromotion  = "promotion" // the promotion that an effect ends
 	FacetTicket     = "ticket"
-	FacetReason     = "reason" // of a failed rule
-	FacetSerial     = "serial" // of a certificate, hex
+	FacetReason     = "reason"  // of a failed rule
+	FacetSerial     = "serial"  // of a certificate, hex
+	FacetRoot       = "root"    // foreign root under which an import verified
+	FacetForeign    = "foreign" // who signed imported evidence: certificate name, or key:HEX
+	FacetSays       = "says"    // predicate type of imported evidence
+	FacetName       = "name"    // of other evidence
 )
 
 // Describe derives the kind, time, natural key and facets of an envelope that
@@ -159,12 +164,29 @@ func (d *describer) predicate(kind RecordKind, s Statement, payload []byte) (str
 		}
 		d.add(FacetBuilder, p.RunDetails.Builder.ID)
 		d.add(FacetToken, p.Internal().Token.ID)
-		for _, b := range append([]Digest{p.Internal().Base.Digest}, baseDigests(p.Internal().Base)...) {
-			if text, _ := b.MarshalText(); p.Internal().Base.Result == ProvenLayers {
-				d.add(FacetBase, string(text))
-			}
-		}
+		d.base(p.Internal().Base)
 		return p.Internal().Request, nil
+	case KindEvidence:
+		token, _ := s.TokenUse()
+		d.add(FacetToken, token)
+		d.add(FacetName, s.EvidenceName())
+		if len(s.Subject) == 0 {
+			return "", nil
+		}
+		return s.Subject[0].Annotations[requestAnnotation], nil
+	case KindImport:
+		var i Import
+		if err := json.Unmarshal(s.Predicate, &i); err != nil {
+			return "", err
+		}
+		d.add(FacetRoot, i.Root)
+		d.add(FacetSays, i.PredicateType)
+		d.add(FacetCaller, i.Importer.Key)
+		if d.add(FacetForeign, i.Signer.SAN); i.Signer.Key != "" {
+			d.add(FacetForeign, "key:"+i.Signer.Key)
+		}
+		img, err := s.Image()
+		return ImportKey(img.Ref, i.Root, i.Digest), err
 	case KindVSA:
 		var v VSA
 		if err := json.Unmarshal(s.Predicate, &v); err != nil {
@@ -214,10 +236,22 @@ func (d *describer) decided(c Decided) {
 	d.add(FacetTicket, c.Ticket)
 }
 
-func baseDigests(b Base) []Digest {
-	var out []Digest
-	for _, p := range b.Platforms {
-		out = append(out, p.Base)
+// base adds the digests of a base that is known by more than somebody's word, of
+// its index and of the manifests that the image is built on.
+func (d *describer) base(b Base) {
+	if !b.Result.Proven() && b.Result != Attested {
+		return
 	}
-	return out
+	digests := []Digest{b.Digest}
+	for _, p := range b.Platforms {
+		digests = append(digests, p.Base)
+	}
+	for _, e := range b.Equivalents {
+		digests = append(digests, e.Digest)
+	}
+	for _, digest := range digests {
+		if !digest.IsZero() {
+			d.add(FacetBase, digest.String())
+		}
+	}
 }

@@ -23,6 +23,7 @@ const (
 	TooLarge           Reason = "TOO_LARGE"
 	TooManyLevels      Reason = "TOO_MANY_LEVELS"
 	CallerFactsRefused Reason = "CALLER_FACTS_REFUSED"
+	PredicateInvalid   Reason = "PREDICATE_INVALID" // not what its type's schema demands
 
 	// The caller is not known.
 	TokenMissing     Reason = "TOKEN_MISSING"
@@ -40,6 +41,8 @@ const (
 	OwnerNotAllowed  Reason = "OWNER_NOT_ALLOWED"
 	KeysUnavailable  Reason = "ISSUER_KEYS_UNAVAILABLE"
 	TwoIdentities    Reason = "TWO_IDENTITIES"
+	TokenRevoked     Reason = "TOKEN_REVOKED"              // its issuer says that it no longer counts
+	ClientCert       Reason = "CLIENT_CERTIFICATE_INVALID" // of a mutual TLS connection
 
 	// The caller is known and may not.
 	RoleMissing      Reason = "ROLE_MISSING"
@@ -54,6 +57,7 @@ const (
 
 	// The state of things does not allow it.
 	TokenSpent       Reason = "TOKEN_SPENT"
+	TokenReplayed    Reason = "TOKEN_REPLAYED" // used again, where its issuer allows one request
 	NotInitialised   Reason = "NOT_INITIALISED"
 	AlreadyExists    Reason = "ALREADY_INITIALISED"
 	LedgerIncomplete Reason = "LEDGER_INCOMPLETE"
@@ -71,6 +75,7 @@ const (
 	RecordNotFound  Reason = "RECORD_NOT_FOUND"
 	StageUnknown    Reason = "STAGE_UNKNOWN"
 	TrackUnknown    Reason = "TRACK_UNKNOWN"
+	NothingToImport Reason = "NOTHING_TO_IMPORT"
 
 	// Trying again later is safe.
 	RegistryUnavailable Reason = "REGISTRY_UNAVAILABLE"
@@ -112,6 +117,7 @@ const (
 	LevelTooLow        Reason = "LEVEL_TOO_LOW"
 	GradeTooLow        Reason = "GRADE_TOO_LOW"
 	SignerMismatch     Reason = "SIGNER_MISMATCH"
+	RootMismatch       Reason = "FOREIGN_ROOT_MISMATCH" // no configured foreign root vouches for it
 	StageSkipped       Reason = "STAGE_SKIPPED"
 	NotPromoted        Reason = "NOT_PROMOTED"
 	Superseded         Reason = "SUPERSEDED"

@@ -20,7 +20,7 @@ const (
 // makes one from a token.
 type Identity struct {
 	IssuerName string    // the name of the issuer in the configuration: "github"
-	Provider   string    // the mapper that read the claims: "github", "generic"
+	Provider   string    // the mapper that read the claims: github, gitlab, buildkite, kubernetes, spiffe, generic
 	Kind       Kind      //
 	Issuer     string    // the token's iss, byte for byte as configured
 	Subject    string    // the token's sub; shown, never parsed (ci-identity 1.1)
@@ -28,7 +28,17 @@ type Identity struct {
 	TokenID    string    // hex SHA-256(iss LF jti), else of the JWS signing input
 	Expires    time.Time // of the credential
 	Groups     []string  // of a person
-	Build      Build     // of a workload; a zero Build has no verified source
+	// Once says that the token is good for one signing request and its repetitions
+	// (the issuer's replay: once).
+	Once bool
+	// Unaccepted says why the job may run code that nobody has accepted into the
+	// repository: a pull request, a fork. Such a job may ask but not sign. "" is none.
+	Unaccepted string
+	// Reusable is OWNER/REPO/PATH of the reusable workflow that runs the job, when
+	// the operator has listed it at exactly this commit, the runner is hosted, and
+	// nothing that its caller can set is missing from the token; else "".
+	Reusable string
+	Build    Build // of a workload; a zero Build has no verified source
 }
 
 // Key names the identity for as long as its issuer does: hex SHA-256(iss LF sub).
@@ -51,7 +61,7 @@ func (id Identity) Run() string {
 // Fulcio's certificate extensions where it has one (fulcio docs/oid-info.md).
 type Build struct {
 	// Source.
-	SourceURI    string `json:"source_uri,omitempty"`    // https://github.com/acme/api
+	SourceURI    string `json:"source_uri,omitempty"`    // https://github.com/acme/api; without Commit it is no verified source
 	Repository   string `json:"repository,omitempty"`    // acme/api: shown, never authorised on
 	RepositoryID string `json:"repository_id,omitempty"` // immutable id of the repository
 	OwnerURI     string `json:"owner_uri,omitempty"`     // https://github.com/acme
@@ -59,6 +69,7 @@ type Build struct {
 	Visibility   string `json:"visibility,omitempty"`    // public, private, internal
 	Commit       string `json:"commit,omitempty"`        // 40 or 64 hex digits
 	Ref          string `json:"ref,omitempty"`           // refs/heads/main
+	RefProtected string `json:"ref_protected,omitempty"` // "true", "false": whether the code host protects it
 	WorkflowPath string `json:"workflow_path,omitempty"` // .github/workflows/release.yml
 	WorkflowName string `json:"workflow_name,omitempty"` // shown only
 	ConfigURI    string `json:"config_uri,omitempty"`    // top-level workflow with its ref
@@ -69,8 +80,13 @@ type Build struct {
 	RunURI       string `json:"run_uri,omitempty"`       // run and attempt, globally unique
 	RunID        string `json:"run_id,omitempty"`        //
 	RunAttempt   string `json:"run_attempt,omitempty"`   //
-	Runner       string `json:"runner,omitempty"`        // github-hosted, self-hosted
+	JobID        string `json:"job_id,omitempty"`        // of the job within the run
+	Runner       string `json:"runner,omitempty"`        // github-hosted, gitlab-hosted, buildkite-hosted, self-hosted
 	Environment  string `json:"environment,omitempty"`   // deployment environment
 	Actor        string `json:"actor,omitempty"`         // shown only
 	ActorID      string `json:"actor_id,omitempty"`      // immutable id of who triggered the run
 }
+
+// HasSource reports whether the token says which commit of which repository the
+// job was started for. Without both, the source of a build is UNKNOWN.
+func (b Build) HasSource() bool { return b.SourceURI != "" && CommitPattern.MatchString(b.Commit) }

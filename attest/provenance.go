@@ -40,30 +40,26 @@ func (g Grade) Rank() int {
 	return slices.Index([]Grade{"", GradeCaller, GradeAttested, GradeSource, GradeRegistry, GradeClaim}, g)
 }
 
-// Build runner environments as GitHub names them.
-const runnerGitHubHosted = "github-hosted"
+// hostedRunners are the values of Build.Runner by which a provider says that the
+// runner is its own. Of another provider's runners nothing is known.
+var hostedRunners = map[string]string{"github": "github-hosted", "gitlab": "gitlab-hosted", "buildkite": "buildkite-hosted"}
 
 // gitHubEvents are those that GitHub's build type covers. The sha claim is then
 // the commit that was built.
 var gitHubEvents = []string{"create", "push", "release", "workflow_dispatch"}
 
-// signingEvents are the events whose tokens may sign. Others can run code that
-// nobody in the repository has accepted: a pull request's token has the same
-// repository claims (attacks B01).
-var signingEvents = append([]string{"schedule", "repository_dispatch"}, gitHubEvents...)
-
 // CommitPattern is what counts as a commit: a full SHA-1 or SHA-256 object name.
 var CommitPattern = regexp.MustCompile(`^(?:[0-9a-f]{40}|[0-9a-f]{64})$`)
 
-// MaySign returns EVENT_NOT_ALLOWED when the event that started the job is not
-// one whose commit was accepted into the repository.
+// MaySign refuses whoever is no CI job (SOURCE_NOT_ALLOWED), and a job that may run
+// code which nobody has accepted into the repository (EVENT_NOT_ALLOWED): a pull
+// request's token has the same repository claims (attacks B01).
 func (id Identity) MaySign() error {
 	if id.Kind != Workload {
 		return Errorf(SourceNotAllowed, "%s is a %s: only a CI job signs images", id.SAN, id.Kind)
 	}
-	if id.Provider == "github" && !slices.Contains(signingEvents, id.Build.Event) {
-		return Errorf(EventNotAllowed, "a job started by %q may not sign: its code need not be accepted into %s. Sign in a job started by one of %s",
-			id.Build.Event, id.Build.Repository, strings.Join(signingEvents, ", "))
+	if id.Unaccepted != "" {
+		return Errorf(EventNotAllowed, "%s may not sign: %s", id.SAN, id.Unaccepted)
 	}
 	return nil
 }
@@ -71,20 +67,42 @@ func (id Identity) MaySign() error {
 // BuilderID returns the builder id for the job behind id (design section 6):
 // each mode of different trust has its own.
 func BuilderID(service string, id Identity) string {
-	return service + "/builders/" + id.Provider + "/" + hosting(id) + "/v1"
+	if id.Reusable != "" {
+		return reusablePrefix(service, id.Provider) + id.Reusable
+	}
+	return service + "/builders/" + id.Provider + "/" + hosting(id.Provider, id.Build) + "/v1"
 }
 
-func hosting(id Identity) string {
-	if id.Provider == "github" && id.Build.Runner == runnerGitHubHosted {
+func reusablePrefix(service, provider string) string {
+	return service + "/builders/" + provider + "/reusable/"
+}
+
+func hosting(provider string, b Build) string {
+	if hosted := hostedRunners[provider]; hosted != "" && b.Runner == hosted {
 		return "hosted"
 	}
 	// A runner of which the token says nothing is nobody's hosted platform.
 	return "self-hosted"
 }
 
+// BuilderFits reports whether a builder id is the one that this service gives to a
+// job with these claims. Which reusable workflows are listed is asked when signing;
+// here the workflow that the id names must be the one that ran the job, pinned to a
+// commit and on a hosted runner (attacks B04, B08, D10).
+func BuilderFits(service, builderID, provider string, b Build) bool {
+	workflow, ok := strings.CutPrefix(builderID, reusablePrefix(service, provider))
+	if !ok {
+		return builderID == BuilderID(service, Identity{Provider: provider, Build: b})
+	}
+	server := b.OwnerURI[:strings.LastIndexByte(b.OwnerURI, '/')+1]
+	return workflow != "" && server != "" && strings.HasPrefix(b.SignerURI, server+workflow+"@") &&
+		CommitPattern.MatchString(b.SignerDigest) && hosting(provider, b) == "hosted"
+}
+
 // BuildLevel returns the SLSA build level that a provenance with this builder
-// id supports: 2 for a hosted platform whose signed claims were read directly, 1
-// for a runner that its tenant controls (ci-identity 2.2). A builder of another
+// id supports: 3 for a listed reusable workflow, whose steps the repository that is
+// built cannot alter; 2 for a hosted platform whose signed claims were read directly;
+// 1 for a runner that its tenant controls (ci-identity 2.2). A builder of another
 // service supports 0.
 func BuildLevel(service, builderID string) int {
 	rest, ok := strings.CutPrefix(builderID, service+"/builders/")
@@ -92,6 +110,8 @@ func BuildLevel(service, builderID string) int {
 		return 0
 	}
 	switch parts := strings.Split(rest, "/"); {
+	case len(parts) >= 5 && parts[1] == "reusable":
+		return 3
 	case len(parts) == 3 && parts[1] == "hosted" && parts[2] == "v1":
 		return 2
 	case len(parts) == 3 && parts[1] == "self-hosted" && parts[2] == "v1":
@@ -106,6 +126,7 @@ type InternalParameters struct {
 	GitHub  *gitHubParameters `json:"github,omitempty"`
 	Claims  Build             `json:"hallmark_claims"`
 	Grades  map[string]Grade  `json:"hallmark_grades"`
+	Caller  map[string]string `json:"hallmark_caller,omitempty"` // what the caller merely said; see CallerFacts
 	Hints   *hints            `json:"hallmark_hints,omitempty"`
 	Base    Base              `json:"hallmark_base"`
 	Request string            `json:"hallmark_request"`
@@ -132,6 +153,9 @@ type TokenUse struct {
 	Subject  string `json:"subject"`
 	Provider string `json:"provider"`
 	Expires  string `json:"expires"`
+	// Use is the key of the one request that a token of an issuer with replay:
+	// once is good for; else "".
+	Use string `json:"use,omitempty"`
 }
 
 type workflowParameters struct {
@@ -151,12 +175,14 @@ type oidcParameters struct {
 // ProvenanceInput is what a provenance is made from: verified claims, registry
 // facts, and the caller's hints.
 type ProvenanceInput struct {
-	Service  string    // the service's public_url
-	Image    Image     //
-	Builder  Identity  //
-	BaseHint string    // the caller's --base, as given
-	Request  string    // natural key
-	Finished time.Time // when the digest was presented for signing
+	Service  string            // the service's public_url
+	Image    Image             //
+	Builder  Identity          //
+	BaseHint string            // the caller's --base, as given
+	Facts    map[string]string // what the caller merely says; CallerFacts has passed them
+	Request  string            // natural key
+	Use      string            // key of the whole request, for a token that is good for one
+	Finished time.Time         // when the digest was presented for signing
 }
 
 // ProvenanceStatement returns a SLSA provenance v1 statement (slsa.dev/spec/v1.2,
@@ -164,25 +190,29 @@ type ProvenanceInput struct {
 func ProvenanceStatement(in ProvenanceInput) ([]byte, error) {
 	b := in.Builder.Build
 	internal := InternalParameters{
-		Claims: b, Base: in.Image.Base, Request: in.Request,
-		Token: TokenUse{in.Builder.TokenID, in.Builder.Issuer, in.Builder.Subject, in.Builder.Provider, Time(in.Builder.Expires)},
+		Claims: b, Base: in.Image.Base, Request: in.Request, Caller: in.Facts,
+		Token: TokenUse{in.Builder.TokenID, in.Builder.Issuer, in.Builder.Subject, in.Builder.Provider, Time(in.Builder.Expires), in.Use},
 	}
 	if in.BaseHint != "" {
 		internal.Hints = &hints{in.BaseHint}
 	}
 	def := slsa.ProvenanceBuildDefinition{BuildType: BuildTypeOIDC}
-	if in.Builder.Provider == "github" && slices.Contains(gitHubEvents, b.Event) {
+	switch {
+	case in.Builder.Provider == "github" && slices.Contains(gitHubEvents, b.Event):
 		def.BuildType = BuildTypeGitHub
 		var ext workflowParameters
 		ext.Workflow.Ref, ext.Workflow.Repository, ext.Workflow.Path = b.Ref, b.SourceURI, b.WorkflowPath
 		def.ExternalParameters = ext
 		internal.GitHub = &gitHubParameters{b.Event, b.RepositoryID, b.OwnerID, b.Runner}
-	} else {
-		def.ExternalParameters = oidcParameters{Source: orUnknown(b.SourceURI), Ref: b.Ref, Config: b.ConfigURI}
+	case b.HasSource():
+		def.ExternalParameters = oidcParameters{Source: b.SourceURI, Ref: b.Ref, Config: b.ConfigURI}
+	default:
+		// A repository without a commit is no source that anybody could rebuild from.
+		def.ExternalParameters = oidcParameters{Source: SourceUnknown}
 	}
 	var fromRegistry bool
 	def.ResolvedDependencies, fromRegistry = dependencies(b, in.Image.Base)
-	internal.Grades = grades(def, fromRegistry, b)
+	internal.Grades = grades(def, fromRegistry, in)
 	def.InternalParameters = internal
 
 	finished := in.Finished.UTC().Truncate(time.Second)
@@ -199,19 +229,15 @@ func ProvenanceStatement(in ProvenanceInput) ([]byte, error) {
 	})
 }
 
-func orUnknown(s string) string {
-	if s == "" {
-		return "UNKNOWN"
-	}
-	return s
-}
+// SourceUnknown stands for the source of a build whose token names no commit.
+const SourceUnknown = "UNKNOWN"
 
 // dependencies lists the source with and without its ref (Conforma compares the
 // URI without), the workflow that ran the job, and the base image; the flag says
 // whether the last one is a base.
 func dependencies(b Build, base Base) ([]slsa.ResourceDescriptor, bool) {
 	var out []slsa.ResourceDescriptor
-	if b.SourceURI != "" && b.Commit != "" {
+	if b.HasSource() {
 		commit := common.DigestSet{"gitCommit": b.Commit}
 		if b.Ref != "" {
 			out = append(out, slsa.ResourceDescriptor{URI: "git+" + b.SourceURI + "@" + b.Ref, Digest: commit})
@@ -237,31 +263,38 @@ func dependencies(b Build, base Base) ([]slsa.ResourceDescriptor, bool) {
 }
 
 // grades says for each field how it is known, by JSON pointer into the statement.
-func grades(def slsa.ProvenanceBuildDefinition, base bool, b Build) map[string]Grade {
+// What has none is the service's own word: the build type, when it was finished, the
+// key of the request, and these grades.
+func grades(def slsa.ProvenanceBuildDefinition, base bool, in ProvenanceInput) map[string]Grade {
+	b := in.Builder.Build
 	const d = "/predicate/buildDefinition"
 	g := map[string]Grade{
-		"/subject":                                    GradeCaller, // that this job built this digest is the job's word
-		d + "/internalParameters/hallmark_base":       GradeRegistry,
+		"/subject": GradeCaller, // that this job built this digest is the job's word
 		d + "/internalParameters/hallmark_claims":     GradeClaim,
 		d + "/internalParameters/hallmark_token":      GradeClaim,
 		"/predicate/runDetails/builder/id":            GradeClaim,
 		"/predicate/runDetails/metadata/invocationId": GradeClaim,
 	}
-	if b.SourceURI != "" {
+	if b.HasSource() {
 		g[d+"/externalParameters"] = GradeClaim
 	}
 	if def.BuildType == BuildTypeGitHub {
 		g[d+"/internalParameters/github"] = GradeClaim
 	}
+	if grade := in.Image.Base.Result.Grade(); grade != "" {
+		g[d+"/internalParameters/hallmark_base"] = grade
+	}
+	if in.BaseHint != "" {
+		g[d+"/internalParameters/hallmark_hints"] = GradeCaller
+	}
+	if len(in.Facts) > 0 {
+		g[d+"/internalParameters/hallmark_caller"] = GradeCaller
+	}
 	for i := range def.ResolvedDependencies {
 		g[d+"/resolvedDependencies/"+strconv.Itoa(i)] = GradeClaim
 	}
 	if base {
-		last := d + "/resolvedDependencies/" + strconv.Itoa(len(def.ResolvedDependencies)-1)
-		g[last] = GradeRegistry
-		if def.ResolvedDependencies[len(def.ResolvedDependencies)-1].Annotations["hallmark_result"] == string(Claimed) {
-			g[last] = GradeCaller
-		}
+		g[d+"/resolvedDependencies/"+strconv.Itoa(len(def.ResolvedDependencies)-1)] = in.Image.Base.Result.Grade()
 	}
 	return g
 }

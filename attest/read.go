@@ -1,6 +1,7 @@
 package attest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -65,6 +66,44 @@ func (p Provenance) Grade(pointer string) Grade {
 		}
 		pointer = pointer[:i]
 	}
+}
+
+// CheckParameters refuses a provenance whose external parameters are not exactly those
+// of its build type, or say something else than its verified claims: an unknown
+// parameter is one that nobody judged (SLSA verifying-artifacts step 2, attacks D11).
+// STATEMENT_MALFORMED.
+func (p Provenance) CheckParameters() error {
+	c := p.Internal().Claims
+	raw := p.BuildDefinition.ExternalParameters
+	if err := StrictJSON(raw, 8); err != nil {
+		return Errorf(StatementMalformed, "external parameters: %w", err)
+	}
+	switch p.BuildDefinition.BuildType {
+	case BuildTypeGitHub:
+		var said, want workflowParameters
+		want.Workflow.Ref, want.Workflow.Repository, want.Workflow.Path = c.Ref, c.SourceURI, c.WorkflowPath
+		return sameParameters(raw, &said, want)
+	case BuildTypeOIDC:
+		var said oidcParameters
+		want := oidcParameters{Source: SourceUnknown}
+		if c.HasSource() {
+			want = oidcParameters{c.SourceURI, c.Ref, c.ConfigURI}
+		}
+		return sameParameters(raw, &said, want)
+	}
+	return Errorf(StatementMalformed, "build type %q is none that this service writes", clip(p.BuildDefinition.BuildType))
+}
+
+func sameParameters[T comparable](raw []byte, said *T, want T) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.DisallowUnknownFields()
+	if err := d.Decode(said); err != nil {
+		return Errorf(StatementMalformed, "external parameters are not those of the build type: %w", err)
+	}
+	if *said != want {
+		return Errorf(StatementMalformed, "external parameters say something else than the verified claims")
+	}
+	return nil
 }
 
 // Summary names the source in one line for people: repository, ref without its

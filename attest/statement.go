@@ -6,6 +6,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -167,9 +169,15 @@ func Key(parts ...string) string {
 // SignKey is the natural key of a Sign request (design section 5). Jobs of one run
 // share its URI and are yet other callers: none is answered with what another,
 // perhaps one that a rule does not admit, has signed.
-func SignKey(ref ImageRef, id Identity, baseHint string) string {
-	return Key("sign", string(ref.Repository), ref.Digest.String(), id.Issuer, id.Run(), baseHint,
-		id.Subject, id.SAN, id.Build.Environment)
+func SignKey(ref ImageRef, id Identity, baseHint string, facts map[string]string) string {
+	parts := []string{
+		"sign", string(ref.Repository), ref.Digest.String(), id.Issuer, id.Run(), baseHint,
+		id.Subject, id.SAN, id.Build.Environment,
+	}
+	for _, name := range slices.Sorted(maps.Keys(facts)) {
+		parts = append(parts, name, facts[name])
+	}
+	return Key(parts...)
 }
 
 // Time renders t as statements carry it: UTC, whole seconds.

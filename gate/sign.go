@@ -56,7 +56,7 @@ func (g *Gate) signOne(ctx context.Context, id attest.Identity, img SignImage, b
 	if err := g.Policy.Allow(policy.Signers, id, img.Ref.Repository); err != nil {
 		return Signed{}, err
 	}
-	key := attest.SignKey(img.Ref, id, img.Base)
+	key := attest.SignKey(img.Ref, id, img.Base, img.Facts)
 	s, err := share(ctx, g, key, func(ctx context.Context) (Signed, error) {
 		return g.signOnce(ctx, id, img, key, byClient)
 	})
@@ -112,7 +112,7 @@ func (g *Gate) sign(ctx context.Context, id attest.Identity, img SignImage, key 
 		return Signed{}, err
 	}
 	provenance, err := attest.ProvenanceStatement(attest.ProvenanceInput{
-		Service: g.Service, Image: image, Builder: id, BaseHint: img.Base, Request: key, Finished: now,
+		Service: g.Service, Image: image, Builder: id, BaseHint: img.Base, Facts: img.Facts, Request: key, Finished: now,
 	})
 	if err != nil {
 		return Signed{}, err

@@ -1,6 +1,7 @@
 package gate
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -9,13 +10,31 @@ import (
 // SignRequest asks to sign images that the calling job has pushed.
 type SignRequest struct {
 	Images         []SignImage // 1 to MaxImages
+	Evidence       []Evidence  // about them, signed in the same request; at most MaxEvidence
 	AttachByClient bool        // the server then does not write to the registry
 }
+
+// Evidence is a predicate that the caller has made.
+type Evidence struct {
+	PredicateType string
+	Predicate     json.RawMessage
+	Name          string            // tells evidence of one type apart; may be ""
+	Images        []attest.ImageRef // of the request, that it is about; none: all of them
+}
+
+// MaxEvidence bounds the predicates of one SignRequest.
+const MaxEvidence = 16
+
+// MaxEvidenceBytes bounds a SignRequest's predicates, each counted once for every
+// image that it is about.
+const MaxEvidenceBytes = 64 << 20
 
 // SignImage is one image of a SignRequest.
 type SignImage struct {
 	Ref  attest.ImageRef
-	Base string // the caller's hint: HOST/PATH[:TAG][@DIGEST]; "" is none
+	Base string // the caller's hint: HOST/PATH[:TAG][@DIGEST], or "scratch"; "" is none
+	// Facts are what the caller merely says; the provenance keeps them apart.
+	Facts map[string]string
 }
 
 // MaxImages bounds one SignRequest.
@@ -51,8 +70,62 @@ type Signed struct {
 	Builder          string       // builder.id
 	Attach           AttachState
 	Repeated         bool // the records were there before this request
+	Evidence         []SignedEvidence
 
 	tasked bool // the worker was told to attach
+}
+
+// AttestRequest asks to sign one predicate about one image.
+type AttestRequest struct {
+	Ref            attest.ImageRef
+	PredicateType  string
+	Predicate      json.RawMessage
+	Name           string
+	AttachByClient bool
+}
+
+// SignedEvidence is what became of one predicate about one image.
+type SignedEvidence struct {
+	PredicateType, Name string
+	Err                 error // nil when it was signed; the fields below are then set
+	Image               attest.Image
+	Record              attest.Record
+	Bundle              []byte // Sigstore bundle v0.3 JSON
+	Attach              AttachState
+	Repeated            bool
+}
+
+// Imports is what an import found beside an image.
+type Imports struct {
+	Imported []Imported
+	Skipped  []Skipped
+}
+
+// Imported is a piece of foreign evidence that is recorded.
+type Imported struct {
+	Record   attest.Record
+	Said     attest.Import
+	Repeated bool
+}
+
+// Skipped is one that no configured foreign root vouches for, or that could not be
+// read. It neither counts nor stands in the way of the others.
+type Skipped struct {
+	Place   string // digest of a referrer, or a tag
+	Reason  attest.Reason
+	Message string
+}
+
+// BaseLink is one image of a chain of bases.
+type BaseLink struct {
+	Ref       attest.ImageRef
+	Base      attest.Base      // that this image is built on
+	KnownFrom string           // record, registry
+	Record    attest.RecordID  // of the provenance that says so; zero when the registry was asked
+	Signed    bool             // by a configured signer, with provenance
+	Summary   string           // of that provenance
+	Stages    []string         // TRACK/STAGE that hold it
+	State     attest.BaseState // of Base
 }
 
 // Verdict is the outcome of a decision.

@@ -17,6 +17,11 @@ var (
 	gitHubEvent = regexp.MustCompile(`^[a-z_]{1,64}$`)
 )
 
+// signingEvents are the events whose jobs may sign: those that GitHub's build type
+// covers, whose sha claim is the commit that was built, and two that run what the
+// default branch holds. Others can run code that nobody has accepted (attacks B01).
+var signingEvents = []string{"create", "push", "release", "workflow_dispatch", "schedule", "repository_dispatch"}
+
 // checkGitHub checks what only the provider github has.
 func (i *issuer) checkGitHub() error {
 	iss := i.Issuer.Issuer
@@ -155,6 +160,10 @@ func (i *issuer) readGitHub(c claims, id *attest.Identity) error {
 		return attest.Errorf(attest.TokenClaims, "the token's claim \"job_workflow_ref\" cannot be part of a URI: rename the workflow file or the branch")
 	}
 	id.SAN = san.String()
+	if !slices.Contains(signingEvents, j.Event) {
+		id.Unaccepted = fmt.Sprintf("a job started by %q may run code that nobody has accepted into %s. Sign in a job started by one of %s",
+			j.Event, j.Repository, strings.Join(signingEvents, ", "))
+	}
 	id.Build = attest.Build{
 		SourceURI: base + j.Repository, Repository: j.Repository, RepositoryID: j.RepositoryID,
 		OwnerURI: base + owner, OwnerID: j.OwnerID, Visibility: j.Visibility,

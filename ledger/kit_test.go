@@ -199,7 +199,7 @@ func identity(run string) attest.Identity {
 func (s *issuer) signing(c *credential, n int, run string) []ledger.Entry {
 	s.tb.Helper()
 	img, id := image(n), identity(run)
-	request := attest.SignKey(img.Ref, id, "")
+	request := attest.SignKey(img.Ref, id, "", nil)
 	sig, err := attest.SignatureStatement(img, request)
 	signature := s.sign(c, sig, err)
 	prov, err := attest.ProvenanceStatement(attest.ProvenanceInput{Service: service, Image: img, Builder: id, Request: request, Finished: s.now})

@@ -124,7 +124,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"not UTF-8", "version: \xff", "policy.yaml:1: file is not UTF-8 text"},
 		{"B10 unknown key", "version: 1\ntrack: []", `policy.yaml:2: unknown key "track" in the policy: did you mean "tracks"?`},
 		{"B10 unknown key, nothing near", "version: 1\npeople: []", `policy.yaml:2: unknown key "people" in the policy: known are roles, tracks, version`},
-		{"B10 unknown role", "version: 1\nroles: {approvers: []}", `policy.yaml:2: unknown key "approvers" in roles: known are auditors, promoters, signers`},
+		{"B10 unknown role", "version: 1\nroles: {approvers: []}", `policy.yaml:2: unknown key "approvers" in roles: known are attesters, auditors, importers, promoters, signers`},
 		{"B10 case", "Version: 1", `policy.yaml:1: unknown key "Version" in the policy: did you mean "version"?`},
 		{"B10 unknown rule", rules("{soak: 24h}"), `policy.yaml:7: unknown key "soak" in a rule: known are base_image, cel, provenance, signed_by`},
 		{"B10 unknown setting", rules(`{base_image: {allowed: [r.io/b], max_age: 720h}}`), `policy.yaml:7: unknown key "max_age" in base_image: known are allow_scratch, allowed, proof`},

@@ -19,10 +19,12 @@ const (
 	Signers   Role = "signers"   // sign images of the repositories
 	Promoters Role = "promoters" // promote them
 	Auditors  Role = "auditors"  // read their records
+	Attesters Role = "attesters" // sign other evidence about them
+	Importers Role = "importers" // record evidence that was signed elsewhere
 )
 
 // allRoles lists every role there is.
-func allRoles() []Role { return []Role{Signers, Promoters, Auditors} }
+func allRoles() []Role { return []Role{Signers, Promoters, Auditors, Attesters, Importers} }
 
 // entry is one line of a role: who, for which repositories.
 type entry struct {
@@ -216,7 +218,7 @@ func (g Grant) Covers(repo attest.Repository) bool {
 	return slices.ContainsFunc(g.Images, func(p Pattern) bool { return p.Matches(repo) })
 }
 
-// Grants returns the roles that id holds, each once: signers, promoters, auditors.
+// Grants returns the roles that id holds, each once, in the order of allRoles.
 func (p *Policy) Grants(id attest.Identity) []Grant {
 	vars := map[string]any{"id": callerVars(id)}
 	var out []Grant

@@ -146,6 +146,11 @@ func (r *provenanceRule) meets(q *inquiry, c *claimed) *lack {
 	source := strings.ReplaceAll(r.source, "{name}", q.name)
 	builder := c.said.RunDetails.Builder.ID
 	switch {
+	case !b.HasSource():
+		return &lack{
+			reason: attest.SourceMismatch, found: "source " + attest.SourceUnknown + ": the token names no commit",
+			next: "sign in a job whose token names repository and commit: docs/identity says which do",
+		}
 	case r.sourceID != "" && b.RepositoryID != r.sourceID:
 		return &lack{reason: attest.SourceMismatch, found: "source_id " + orUnknown(b.RepositoryID) + " (" + orUnknown(b.SourceURI) + ")"}
 	case r.source != "" && b.SourceURI != source:
@@ -182,9 +187,8 @@ func (p *Policy) bound(c *claimed) error {
 	if said.Token.Issuer != signer.Issuer {
 		return fmt.Errorf("it says issuer %s, its signer's certificate says %s", orUnknown(said.Token.Issuer), signer.Issuer)
 	}
-	builder := attest.BuilderID(p.known.Service, attest.Identity{Provider: said.Token.Provider, Build: signer.Build})
-	if got := c.said.RunDetails.Builder.ID; got != builder {
-		return fmt.Errorf("it says builder %s, its signer is %s", orUnknown(got), builder)
+	if got := c.said.RunDetails.Builder.ID; !attest.BuilderFits(p.known.Service, got, said.Token.Provider, said.Claims) {
+		return fmt.Errorf("it says builder %s, which is not that of %s", orUnknown(got), orUnknown(signer.Build.SignerURI))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ import (
 const (
 	maxManifest  = 4 << 20  // bytes of a manifest, an index or a page of referrers
 	maxManifests = 16 << 20 // bytes of all manifests that one index lists
-	maxBundle    = 16 << 20 // bytes of one bundle
+	maxBundle    = 24 << 20 // bytes of one bundle: attest.MaxPredicate in base64
 	maxBundles   = 64 << 20 // bytes of all bundles of one digest
 	maxReferrers = 256      // bundles of one digest that are read
 	maxListed    = 4096     // referrers of one digest that are looked at

@@ -38,6 +38,7 @@ var codeOf = map[attest.Reason]codes.Code{
 	attest.TooLarge:           codes.ResourceExhausted,
 	attest.TooManyLevels:      codes.InvalidArgument,
 	attest.CallerFactsRefused: codes.InvalidArgument,
+	attest.PredicateInvalid:   codes.InvalidArgument,
 
 	attest.TokenMissing:     codes.Unauthenticated,
 	attest.TokenMalformed:   codes.Unauthenticated,
@@ -54,6 +55,8 @@ var codeOf = map[attest.Reason]codes.Code{
 	attest.OwnerNotAllowed:  codes.Unauthenticated,
 	attest.KeysUnavailable:  codes.Unavailable, // the token may be good: A08
 	attest.TwoIdentities:    codes.Unauthenticated,
+	attest.TokenRevoked:     codes.Unauthenticated,
+	attest.ClientCert:       codes.Unauthenticated,
 
 	attest.RoleMissing:      codes.PermissionDenied,
 	attest.SourceNotAllowed: codes.PermissionDenied,
@@ -66,6 +69,7 @@ var codeOf = map[attest.Reason]codes.Code{
 	attest.RegistryDenied:   codes.FailedPrecondition, // the service may not, whoever asks
 
 	attest.TokenSpent:       codes.FailedPrecondition,
+	attest.TokenReplayed:    codes.FailedPrecondition,
 	attest.NotInitialised:   codes.FailedPrecondition,
 	attest.AlreadyExists:    codes.FailedPrecondition,
 	attest.LedgerIncomplete: codes.FailedPrecondition,
@@ -82,6 +86,7 @@ var codeOf = map[attest.Reason]codes.Code{
 	attest.RecordNotFound:  codes.NotFound,
 	attest.StageUnknown:    codes.NotFound,
 	attest.TrackUnknown:    codes.NotFound,
+	attest.NothingToImport: codes.NotFound,
 
 	attest.RegistryUnavailable: codes.Unavailable,
 	attest.LedgerUnavailable:   codes.Unavailable,
@@ -116,6 +121,7 @@ var codeOf = map[attest.Reason]codes.Code{
 	attest.ProvenanceConflict: codes.FailedPrecondition,
 	attest.SourceMismatch:     codes.FailedPrecondition,
 	attest.LevelTooLow:        codes.FailedPrecondition,
+	attest.RootMismatch:       codes.FailedPrecondition,
 	attest.GradeTooLow:        codes.FailedPrecondition,
 	attest.SignerMismatch:     codes.FailedPrecondition,
 	attest.StageSkipped:       codes.FailedPrecondition,

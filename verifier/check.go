@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/asn1"
+	"encoding/json"
 	"math"
 	"slices"
 	"time"
@@ -32,6 +33,7 @@ type checked struct {
 	time       time.Time
 	kind       attest.RecordKind
 	provenance attest.Provenance // of kind provenance
+	imported   attest.Import     // of kind import
 }
 
 func (c *checked) covers(d attest.Digest) bool { return slices.Contains(c.digests, d) }
@@ -290,6 +292,10 @@ func (c *checked) allowed() error {
 	switch c.kind {
 	case attest.KindPromotion, attest.KindDenial, attest.KindEffect, attest.KindPolicy:
 		ok = c.byKey
+	case attest.KindImport:
+		if ok = c.byKey; ok {
+			return c.foreign()
+		}
 	case attest.KindVSA:
 		ok = c.signer.Gate
 	case attest.KindSignature:
@@ -307,6 +313,17 @@ func (c *checked) allowed() error {
 	return nil
 }
 
+// foreign reads what was imported and checks that it is what was verified then.
+func (c *checked) foreign() error {
+	if err := json.Unmarshal(c.statement.Predicate, &c.imported); err != nil {
+		return attest.Errorf(attest.StatementMalformed, "the import cannot be read: %w", err)
+	}
+	if c.imported.Root == "" || attest.Hash(c.imported.Content) != c.imported.Digest {
+		return attest.Errorf(attest.StatementMalformed, "the import names no foreign root, or its content is not that of its digest")
+	}
+	return nil
+}
+
 // bound checks that a provenance and the certificate that signed it tell of the
 // same build. The service writes both from one token.
 func (c *checked) bound() error {
@@ -317,7 +334,7 @@ func (c *checked) bound() error {
 	if certified(c.provenance.Internal().Claims) != certified(c.signer.Build) {
 		return attest.Errorf(attest.SignerMismatch, "the provenance tells of another build than the certificate that signed it")
 	}
-	return nil
+	return c.provenance.CheckParameters()
 }
 
 // precertificate checks a precertificate before it is logged: signed by the

@@ -71,6 +71,12 @@ func (e *Evidence) Provenance() (attest.Provenance, bool) {
 	return e.c.provenance, e.c.kind == attest.KindProvenance
 }
 
+// Imported returns the predicate of an import, and false for other kinds: what was
+// signed elsewhere, and under which foreign root this service verified it then.
+func (e *Evidence) Imported() (attest.Import, bool) {
+	return e.c.imported, e.c.kind == attest.KindImport
+}
+
 // EnvelopeDigest returns the SHA-256 of the envelope as DSSE JSON
 // (attest.Envelope.DSSE), by which a VSA names its inputs.
 func (e *Evidence) EnvelopeDigest() attest.Digest { return e.envelope }
@@ -83,7 +89,7 @@ type Signer struct {
 	SAN    string // URI in the certificate's subject alternative name
 	Issuer string // OIDC issuer of that identity
 	// Build is what the certificate's extensions say; what they do not hold
-	// (Actor, ActorID) is empty.
+	// (Actor, ActorID, JobID, RefProtected) is empty.
 	Build attest.Build
 }
 
@@ -135,6 +141,7 @@ func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == 
 
 // certified keeps of a build what a certificate holds as it is.
 func certified(b attest.Build) attest.Build {
-	b.Repository, b.WorkflowPath, b.WorkflowName, b.RunID, b.RunAttempt, b.Actor, b.ActorID = "", "", "", "", "", "", ""
+	b.Repository, b.WorkflowPath, b.WorkflowName, b.RunID, b.RunAttempt, b.JobID = "", "", "", "", "", ""
+	b.RefProtected, b.Actor, b.ActorID = "", "", ""
 	return b
 }

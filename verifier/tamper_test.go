@@ -222,7 +222,7 @@ func TestTamperedBundle(t *testing.T) {
 	}{
 		{"C06 no digest asked for", raw, attest.Digest{}, attest.BadDigest, false},
 		{"C11 another digest asked for", raw, attest.Hash([]byte("other")), attest.SubjectMismatch, false},
-		{"C03 17 MiB", append(bytes.Repeat([]byte(" "), 17<<20), raw...), image.Ref.Digest, attest.TooLarge, true},
+		{"C03 33 MiB", append(bytes.Repeat([]byte(" "), 33<<20), raw...), image.Ref.Digest, attest.TooLarge, true},
 		{"C03 nested endlessly", bytes.Repeat([]byte("["), 1<<20), image.Ref.Digest, attest.BundleMalformed, false},
 		{"D04 trailing data", append(slices.Clone(raw), "{}"...), image.Ref.Digest, attest.BundleMalformed, false},
 		{"D04 empty", nil, image.Ref.Digest, attest.BundleMalformed, false},
@@ -509,7 +509,7 @@ func TestStatements(t *testing.T) {
 		})
 	}
 	t.Run("C03 payload too long", func(t *testing.T) {
-		e := w.by(id, statementOf("https://example.com/x", `{"a":"`+strings.Repeat("a", 9<<20)+`"}`))
+		e := w.by(id, statementOf("https://example.com/x", `{"a":"`+strings.Repeat("a", 24<<20)+`"}`))
 		w.refused(t, w.bundle(w.log(e)), image.Ref.Digest, attest.TooLarge, true)
 	})
 	t.Run("H05 signed by the log key", func(t *testing.T) {

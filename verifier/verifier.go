@@ -29,9 +29,9 @@ import (
 
 // Limits, checked before anything is parsed (attacks C03, C23).
 const (
-	MaxBundle      = 16 << 20 // bytes of a bundle's JSON
-	maxPayload     = 8 << 20
-	maxSignature   = 128 // an ECDSA P-256 signature has at most 72
+	MaxBundle      = 32 << 20 // bytes of a bundle's JSON
+	maxPayload     = 23 << 20 // attest.MaxPredicate, in base64 when it was imported
+	maxSignature   = 128      // an ECDSA P-256 signature has at most 72
 	maxCertificate = 16 << 10
 	maxTimestamp   = 16 << 10
 	maxCheckpoint  = 16 << 10

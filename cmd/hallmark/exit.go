@@ -38,6 +38,7 @@ var reasonExits = map[attest.Reason]int{
 	attest.TagRefused: exitUsage, attest.BadJSON: exitUsage, attest.BadConfig: exitUsage,
 	attest.BadPolicy: exitUsage, attest.ReservedPredicate: exitUsage, attest.TooLarge: exitUsage,
 	attest.TooManyLevels: exitUsage, attest.CallerFactsRefused: exitUsage, attest.PlainHTTP: exitUsage,
+	attest.PredicateInvalid: exitUsage,
 
 	attest.TokenMissing: exitNotPermitted, attest.TokenMalformed: exitNotPermitted,
 	attest.TokenAlgorithm: exitNotPermitted, attest.TokenHeader: exitNotPermitted,
@@ -50,10 +51,12 @@ var reasonExits = map[attest.Reason]int{
 	attest.EventNotAllowed: exitNotPermitted, attest.HostNotAllowed: exitNotPermitted,
 	attest.RedirectRefused: exitNotPermitted, attest.RealmRefused: exitNotPermitted,
 	attest.ForeignLayer: exitNotPermitted, attest.RegistryDenied: exitNotPermitted,
-	attest.TokenSpent: exitNotPermitted, // another token is needed
+	attest.TokenSpent: exitNotPermitted, attest.TokenReplayed: exitNotPermitted, // another token is needed
+	attest.TokenRevoked: exitNotPermitted, attest.ClientCert: exitNotPermitted,
 
 	attest.SubjectNotFound: exitNotFound, attest.RecordNotFound: exitNotFound,
 	attest.StageUnknown: exitNotFound, attest.TrackUnknown: exitNotFound,
+	attest.NothingToImport: exitNotFound,
 
 	attest.KeysUnavailable: exitUnavailable, attest.RegistryUnavailable: exitUnavailable,
 	attest.LedgerUnavailable: exitUnavailable, attest.ShuttingDown: exitUnavailable,
@@ -83,7 +86,7 @@ var reasonExits = map[attest.Reason]int{
 	attest.SubjectMismatch: exitDenied, attest.NotSigned: exitDenied,
 	attest.NoProvenance: exitDenied, attest.ProvenanceConflict: exitDenied,
 	attest.SourceMismatch: exitDenied, attest.LevelTooLow: exitDenied,
-	attest.GradeTooLow: exitDenied, attest.SignerMismatch: exitDenied,
+	attest.GradeTooLow: exitDenied, attest.SignerMismatch: exitDenied, attest.RootMismatch: exitDenied,
 	attest.StageSkipped: exitDenied, attest.NotPromoted: exitDenied,
 	attest.Superseded: exitDenied, attest.RuleFailed: exitDenied, attest.RuleError: exitDenied,
 }

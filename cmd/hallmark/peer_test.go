@@ -225,7 +225,7 @@ func (p *peer) sign(t testing.TB, ref attest.ImageRef, hint string) *hallmarkv1.
 		}
 		out.Base = &hallmarkv1.BaseImage{Result: string(attest.ProvenLayers), Repository: string(img.Base.Repository), Tag: "12", Digest: base.String(), Layers: 3}
 	}
-	statement, err := attest.SignatureStatement(img, attest.SignKey(ref, job, hint))
+	statement, err := attest.SignatureStatement(img, attest.SignKey(ref, job, hint, nil))
 	if err != nil {
 		t.Fatal(err)
 	}

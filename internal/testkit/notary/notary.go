@@ -111,7 +111,7 @@ func (n *Notary) Evidence(t testing.TB, id attest.Identity, statement []byte) *v
 // Signature returns evidence of an image signature by id.
 func (n *Notary) Signature(t testing.TB, id attest.Identity, img attest.Image) *verifier.Evidence {
 	t.Helper()
-	statement, err := attest.SignatureStatement(img, attest.SignKey(img.Ref, id, ""))
+	statement, err := attest.SignatureStatement(img, attest.SignKey(img.Ref, id, "", nil))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func (n *Notary) Provenance(t testing.TB, id attest.Identity, img attest.Image) 
 func ProvenanceStatement(t testing.TB, id attest.Identity, img attest.Image) []byte {
 	t.Helper()
 	statement, err := attest.ProvenanceStatement(attest.ProvenanceInput{
-		Service: Service, Image: img, Builder: id, Request: attest.SignKey(img.Ref, id, ""), Finished: time.Now(),
+		Service: Service, Image: img, Builder: id, Request: attest.SignKey(img.Ref, id, "", nil), Finished: time.Now(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ package hallmarkv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -488,11 +489,253 @@ func (x *GetDecisionResponse) GetDecision() *Decision {
 	return nil
 }
 
+type GetBaseRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST/PATH@sha256:HEX.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBaseRequest) Reset() {
+	*x = GetBaseRequest{}
+	mi := &file_hallmark_v1_audit_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBaseRequest) ProtoMessage() {}
+
+func (x *GetBaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_audit_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBaseRequest.ProtoReflect.Descriptor instead.
+func (*GetBaseRequest) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_audit_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetBaseRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type GetBaseResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image first, then its base, the base of that, as far as is known.
+	Chain         []*BaseLink `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"`
+	LogSize       int64       `protobuf:"varint,2,opt,name=log_size,json=logSize,proto3" json:"log_size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetBaseResponse) Reset() {
+	*x = GetBaseResponse{}
+	mi := &file_hallmark_v1_audit_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetBaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetBaseResponse) ProtoMessage() {}
+
+func (x *GetBaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_audit_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetBaseResponse.ProtoReflect.Descriptor instead.
+func (*GetBaseResponse) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_audit_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetBaseResponse) GetChain() []*BaseLink {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *GetBaseResponse) GetLogSize() int64 {
+	if x != nil {
+		return x.LogSize
+	}
+	return 0
+}
+
+// BaseLink is one image of a chain of bases.
+type BaseLink struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST/PATH@sha256:HEX.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// The base that this image is built on.
+	Base *BaseImage `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"`
+	// record: as its provenance says; registry: found there just now.
+	KnownFrom string `protobuf:"bytes,3,opt,name=known_from,json=knownFrom,proto3" json:"known_from,omitempty"`
+	// The provenance that says so; empty when the registry was asked.
+	Record string `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
+	// Whether it is signed and has provenance by a configured signer; of an image of a
+	// repository that the caller may not read all of these are empty.
+	Signed            bool   `protobuf:"varint,5,opt,name=signed,proto3" json:"signed,omitempty"`
+	ProvenanceSummary string `protobuf:"bytes,6,opt,name=provenance_summary,json=provenanceSummary,proto3" json:"provenance_summary,omitempty"`
+	// Stages that hold it, as TRACK/STAGE.
+	Stages []string `protobuf:"bytes,7,rep,name=stages,proto3" json:"stages,omitempty"`
+	// FRESH, STALE_INDEX_ONLY, STALE_CONFIG_ONLY, STALE_LAYERS or FRESHNESS_UNKNOWN: the
+	// image's base compared with what its tag names now.
+	Freshness string `protobuf:"bytes,8,opt,name=freshness,proto3" json:"freshness,omitempty"`
+	// Digest that the tag names now.
+	Current string                 `protobuf:"bytes,9,opt,name=current,proto3" json:"current,omitempty"`
+	Checked *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=checked,proto3" json:"checked,omitempty"`
+	// First check that found it as it is.
+	Since           *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
+	FreshnessDetail string                 `protobuf:"bytes,12,opt,name=freshness_detail,json=freshnessDetail,proto3" json:"freshness_detail,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *BaseLink) Reset() {
+	*x = BaseLink{}
+	mi := &file_hallmark_v1_audit_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BaseLink) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BaseLink) ProtoMessage() {}
+
+func (x *BaseLink) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_audit_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BaseLink.ProtoReflect.Descriptor instead.
+func (*BaseLink) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_audit_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *BaseLink) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *BaseLink) GetBase() *BaseImage {
+	if x != nil {
+		return x.Base
+	}
+	return nil
+}
+
+func (x *BaseLink) GetKnownFrom() string {
+	if x != nil {
+		return x.KnownFrom
+	}
+	return ""
+}
+
+func (x *BaseLink) GetRecord() string {
+	if x != nil {
+		return x.Record
+	}
+	return ""
+}
+
+func (x *BaseLink) GetSigned() bool {
+	if x != nil {
+		return x.Signed
+	}
+	return false
+}
+
+func (x *BaseLink) GetProvenanceSummary() string {
+	if x != nil {
+		return x.ProvenanceSummary
+	}
+	return ""
+}
+
+func (x *BaseLink) GetStages() []string {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *BaseLink) GetFreshness() string {
+	if x != nil {
+		return x.Freshness
+	}
+	return ""
+}
+
+func (x *BaseLink) GetCurrent() string {
+	if x != nil {
+		return x.Current
+	}
+	return ""
+}
+
+func (x *BaseLink) GetChecked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Checked
+	}
+	return nil
+}
+
+func (x *BaseLink) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *BaseLink) GetFreshnessDetail() string {
+	if x != nil {
+		return x.FreshnessDetail
+	}
+	return ""
+}
+
 var File_hallmark_v1_audit_proto protoreflect.FileDescriptor
 
 const file_hallmark_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x17hallmark/v1/audit.proto\x12\vhallmark.v1\x1a\x17hallmark/v1/types.proto\"*\n" +
+	"\x17hallmark/v1/audit.proto\x12\vhallmark.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17hallmark/v1/types.proto\"*\n" +
 	"\x12GetArtifactRequest\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\"L\n" +
 	"\x13GetArtifactResponse\x125\n" +
@@ -520,12 +763,33 @@ const file_hallmark_v1_audit_proto_rawDesc = "" +
 	"\x12GetDecisionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\"H\n" +
 	"\x13GetDecisionResponse\x121\n" +
-	"\bdecision\x18\x01 \x01(\v2\x15.hallmark.v1.DecisionR\bdecision2\xd0\x02\n" +
+	"\bdecision\x18\x01 \x01(\v2\x15.hallmark.v1.DecisionR\bdecision\"&\n" +
+	"\x0eGetBaseRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"Y\n" +
+	"\x0fGetBaseResponse\x12+\n" +
+	"\x05chain\x18\x01 \x03(\v2\x15.hallmark.v1.BaseLinkR\x05chain\x12\x19\n" +
+	"\blog_size\x18\x02 \x01(\x03R\alogSize\"\xad\x03\n" +
+	"\bBaseLink\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12*\n" +
+	"\x04base\x18\x02 \x01(\v2\x16.hallmark.v1.BaseImageR\x04base\x12\x1d\n" +
+	"\n" +
+	"known_from\x18\x03 \x01(\tR\tknownFrom\x12\x16\n" +
+	"\x06record\x18\x04 \x01(\tR\x06record\x12\x16\n" +
+	"\x06signed\x18\x05 \x01(\bR\x06signed\x12-\n" +
+	"\x12provenance_summary\x18\x06 \x01(\tR\x11provenanceSummary\x12\x16\n" +
+	"\x06stages\x18\a \x03(\tR\x06stages\x12\x1c\n" +
+	"\tfreshness\x18\b \x01(\tR\tfreshness\x12\x18\n" +
+	"\acurrent\x18\t \x01(\tR\acurrent\x124\n" +
+	"\achecked\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\achecked\x120\n" +
+	"\x05since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12)\n" +
+	"\x10freshness_detail\x18\f \x01(\tR\x0ffreshnessDetail2\x96\x03\n" +
 	"\fAuditService\x12P\n" +
 	"\vGetArtifact\x12\x1f.hallmark.v1.GetArtifactRequest\x1a .hallmark.v1.GetArtifactResponse\x12P\n" +
 	"\vListRecords\x12\x1f.hallmark.v1.ListRecordsRequest\x1a .hallmark.v1.ListRecordsResponse\x12J\n" +
 	"\tGetRecord\x12\x1d.hallmark.v1.GetRecordRequest\x1a\x1e.hallmark.v1.GetRecordResponse\x12P\n" +
-	"\vGetDecision\x12\x1f.hallmark.v1.GetDecisionRequest\x1a .hallmark.v1.GetDecisionResponseB<Z:github.com/hallmarkd/hallmark/proto/hallmark/v1;hallmarkv1b\x06proto3"
+	"\vGetDecision\x12\x1f.hallmark.v1.GetDecisionRequest\x1a .hallmark.v1.GetDecisionResponse\x12D\n" +
+	"\aGetBase\x12\x1b.hallmark.v1.GetBaseRequest\x1a\x1c.hallmark.v1.GetBaseResponseB<Z:github.com/hallmarkd/hallmark/proto/hallmark/v1;hallmarkv1b\x06proto3"
 
 var (
 	file_hallmark_v1_audit_proto_rawDescOnce sync.Once
@@ -539,39 +803,50 @@ func file_hallmark_v1_audit_proto_rawDescGZIP() []byte {
 	return file_hallmark_v1_audit_proto_rawDescData
 }
 
-var file_hallmark_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_hallmark_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_hallmark_v1_audit_proto_goTypes = []any{
-	(*GetArtifactRequest)(nil),  // 0: hallmark.v1.GetArtifactRequest
-	(*GetArtifactResponse)(nil), // 1: hallmark.v1.GetArtifactResponse
-	(*ArtifactRecord)(nil),      // 2: hallmark.v1.ArtifactRecord
-	(*ListRecordsRequest)(nil),  // 3: hallmark.v1.ListRecordsRequest
-	(*ListRecordsResponse)(nil), // 4: hallmark.v1.ListRecordsResponse
-	(*GetRecordRequest)(nil),    // 5: hallmark.v1.GetRecordRequest
-	(*GetRecordResponse)(nil),   // 6: hallmark.v1.GetRecordResponse
-	(*GetDecisionRequest)(nil),  // 7: hallmark.v1.GetDecisionRequest
-	(*GetDecisionResponse)(nil), // 8: hallmark.v1.GetDecisionResponse
-	(*Record)(nil),              // 9: hallmark.v1.Record
-	(*Decision)(nil),            // 10: hallmark.v1.Decision
+	(*GetArtifactRequest)(nil),    // 0: hallmark.v1.GetArtifactRequest
+	(*GetArtifactResponse)(nil),   // 1: hallmark.v1.GetArtifactResponse
+	(*ArtifactRecord)(nil),        // 2: hallmark.v1.ArtifactRecord
+	(*ListRecordsRequest)(nil),    // 3: hallmark.v1.ListRecordsRequest
+	(*ListRecordsResponse)(nil),   // 4: hallmark.v1.ListRecordsResponse
+	(*GetRecordRequest)(nil),      // 5: hallmark.v1.GetRecordRequest
+	(*GetRecordResponse)(nil),     // 6: hallmark.v1.GetRecordResponse
+	(*GetDecisionRequest)(nil),    // 7: hallmark.v1.GetDecisionRequest
+	(*GetDecisionResponse)(nil),   // 8: hallmark.v1.GetDecisionResponse
+	(*GetBaseRequest)(nil),        // 9: hallmark.v1.GetBaseRequest
+	(*GetBaseResponse)(nil),       // 10: hallmark.v1.GetBaseResponse
+	(*BaseLink)(nil),              // 11: hallmark.v1.BaseLink
+	(*Record)(nil),                // 12: hallmark.v1.Record
+	(*Decision)(nil),              // 13: hallmark.v1.Decision
+	(*BaseImage)(nil),             // 14: hallmark.v1.BaseImage
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_hallmark_v1_audit_proto_depIdxs = []int32{
 	2,  // 0: hallmark.v1.GetArtifactResponse.records:type_name -> hallmark.v1.ArtifactRecord
-	9,  // 1: hallmark.v1.ArtifactRecord.record:type_name -> hallmark.v1.Record
-	9,  // 2: hallmark.v1.ListRecordsResponse.records:type_name -> hallmark.v1.Record
+	12, // 1: hallmark.v1.ArtifactRecord.record:type_name -> hallmark.v1.Record
+	12, // 2: hallmark.v1.ListRecordsResponse.records:type_name -> hallmark.v1.Record
 	2,  // 3: hallmark.v1.GetRecordResponse.record:type_name -> hallmark.v1.ArtifactRecord
-	10, // 4: hallmark.v1.GetDecisionResponse.decision:type_name -> hallmark.v1.Decision
-	0,  // 5: hallmark.v1.AuditService.GetArtifact:input_type -> hallmark.v1.GetArtifactRequest
-	3,  // 6: hallmark.v1.AuditService.ListRecords:input_type -> hallmark.v1.ListRecordsRequest
-	5,  // 7: hallmark.v1.AuditService.GetRecord:input_type -> hallmark.v1.GetRecordRequest
-	7,  // 8: hallmark.v1.AuditService.GetDecision:input_type -> hallmark.v1.GetDecisionRequest
-	1,  // 9: hallmark.v1.AuditService.GetArtifact:output_type -> hallmark.v1.GetArtifactResponse
-	4,  // 10: hallmark.v1.AuditService.ListRecords:output_type -> hallmark.v1.ListRecordsResponse
-	6,  // 11: hallmark.v1.AuditService.GetRecord:output_type -> hallmark.v1.GetRecordResponse
-	8,  // 12: hallmark.v1.AuditService.GetDecision:output_type -> hallmark.v1.GetDecisionResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	13, // 4: hallmark.v1.GetDecisionResponse.decision:type_name -> hallmark.v1.Decision
+	11, // 5: hallmark.v1.GetBaseResponse.chain:type_name -> hallmark.v1.BaseLink
+	14, // 6: hallmark.v1.BaseLink.base:type_name -> hallmark.v1.BaseImage
+	15, // 7: hallmark.v1.BaseLink.checked:type_name -> google.protobuf.Timestamp
+	15, // 8: hallmark.v1.BaseLink.since:type_name -> google.protobuf.Timestamp
+	0,  // 9: hallmark.v1.AuditService.GetArtifact:input_type -> hallmark.v1.GetArtifactRequest
+	3,  // 10: hallmark.v1.AuditService.ListRecords:input_type -> hallmark.v1.ListRecordsRequest
+	5,  // 11: hallmark.v1.AuditService.GetRecord:input_type -> hallmark.v1.GetRecordRequest
+	7,  // 12: hallmark.v1.AuditService.GetDecision:input_type -> hallmark.v1.GetDecisionRequest
+	9,  // 13: hallmark.v1.AuditService.GetBase:input_type -> hallmark.v1.GetBaseRequest
+	1,  // 14: hallmark.v1.AuditService.GetArtifact:output_type -> hallmark.v1.GetArtifactResponse
+	4,  // 15: hallmark.v1.AuditService.ListRecords:output_type -> hallmark.v1.ListRecordsResponse
+	6,  // 16: hallmark.v1.AuditService.GetRecord:output_type -> hallmark.v1.GetRecordResponse
+	8,  // 17: hallmark.v1.AuditService.GetDecision:output_type -> hallmark.v1.GetDecisionResponse
+	10, // 18: hallmark.v1.AuditService.GetBase:output_type -> hallmark.v1.GetBaseResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_hallmark_v1_audit_proto_init() }
@@ -586,7 +861,7 @@ func file_hallmark_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hallmark_v1_audit_proto_rawDesc), len(file_hallmark_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

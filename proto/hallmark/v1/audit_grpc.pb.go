@@ -23,6 +23,7 @@ const (
 	AuditService_ListRecords_FullMethodName = "/hallmark.v1.AuditService/ListRecords"
 	AuditService_GetRecord_FullMethodName   = "/hallmark.v1.AuditService/GetRecord"
 	AuditService_GetDecision_FullMethodName = "/hallmark.v1.AuditService/GetDecision"
+	AuditService_GetBase_FullMethodName     = "/hallmark.v1.AuditService/GetBase"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -41,6 +42,10 @@ type AuditServiceClient interface {
 	GetRecord(ctx context.Context, in *GetRecordRequest, opts ...grpc.CallOption) (*GetRecordResponse, error)
 	// GetDecision returns a recorded decision by its number.
 	GetDecision(ctx context.Context, in *GetDecisionRequest, opts ...grpc.CallOption) (*GetDecisionResponse, error)
+	// GetBase explains which base image an image is built on, that base's own base,
+	// and so on, with what is recorded about each and how fresh it is. Needs the role
+	// auditors, promoters or signers for the image's repository.
+	GetBase(ctx context.Context, in *GetBaseRequest, opts ...grpc.CallOption) (*GetBaseResponse, error)
 }
 
 type auditServiceClient struct {
@@ -91,6 +96,16 @@ func (c *auditServiceClient) GetDecision(ctx context.Context, in *GetDecisionReq
 	return out, nil
 }
 
+func (c *auditServiceClient) GetBase(ctx context.Context, in *GetBaseRequest, opts ...grpc.CallOption) (*GetBaseResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetBaseResponse)
+	err := c.cc.Invoke(ctx, AuditService_GetBase_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
@@ -107,6 +122,10 @@ type AuditServiceServer interface {
 	GetRecord(context.Context, *GetRecordRequest) (*GetRecordResponse, error)
 	// GetDecision returns a recorded decision by its number.
 	GetDecision(context.Context, *GetDecisionRequest) (*GetDecisionResponse, error)
+	// GetBase explains which base image an image is built on, that base's own base,
+	// and so on, with what is recorded about each and how fresh it is. Needs the role
+	// auditors, promoters or signers for the image's repository.
+	GetBase(context.Context, *GetBaseRequest) (*GetBaseResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -128,6 +147,9 @@ func (UnimplementedAuditServiceServer) GetRecord(context.Context, *GetRecordRequ
 }
 func (UnimplementedAuditServiceServer) GetDecision(context.Context, *GetDecisionRequest) (*GetDecisionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetDecision not implemented")
+}
+func (UnimplementedAuditServiceServer) GetBase(context.Context, *GetBaseRequest) (*GetBaseResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetBase not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -222,6 +244,24 @@ func _AuditService_GetDecision_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuditService_GetBase_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetBaseRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).GetBase(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_GetBase_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).GetBase(ctx, req.(*GetBaseRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -244,6 +284,10 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetDecision",
 			Handler:    _AuditService_GetDecision_Handler,
+		},
+		{
+			MethodName: "GetBase",
+			Handler:    _AuditService_GetBase_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -136,7 +136,10 @@ type SignImagesRequest struct {
 	// At most 64.
 	Images []*SignImage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
 	// Who attaches the bundles to the image. The default is the server.
-	Attach        Attach `protobuf:"varint,2,opt,name=attach,proto3,enum=hallmark.v1.Attach" json:"attach,omitempty"`
+	Attach Attach `protobuf:"varint,2,opt,name=attach,proto3,enum=hallmark.v1.Attach" json:"attach,omitempty"`
+	// Other evidence about the images, signed in the same request: at most 16, and
+	// together with the images that each is about at most 64 MiB.
+	Evidence      []*Evidence `protobuf:"bytes,3,rep,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -185,21 +188,104 @@ func (x *SignImagesRequest) GetAttach() Attach {
 	return Attach_ATTACH_UNSPECIFIED
 }
 
+func (x *SignImagesRequest) GetEvidence() []*Evidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+// Evidence is a predicate that the caller has made.
+type Evidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// URI of the predicate type, for example https://cyclonedx.org/bom.
+	PredicateType string `protobuf:"bytes,1,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	// JSON object, at most 16 MiB.
+	Predicate []byte `protobuf:"bytes,2,opt,name=predicate,proto3" json:"predicate,omitempty"`
+	// Tells evidence of one type apart; may be empty.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Which of the request's images it is about; none: all of them.
+	Images        []string `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Evidence) Reset() {
+	*x = Evidence{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Evidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Evidence) ProtoMessage() {}
+
+func (x *Evidence) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
+func (*Evidence) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Evidence) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *Evidence) GetPredicate() []byte {
+	if x != nil {
+		return x.Predicate
+	}
+	return nil
+}
+
+func (x *Evidence) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Evidence) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
 // SignImage is one image to sign.
 type SignImage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// HOST/PATH@sha256:HEX. A tag is refused.
 	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	// The base image as the caller knows it: HOST/PATH[:TAG][@sha256:HEX]. A hint
-	// that is checked: one that the layers contradict refuses the signing.
-	Base          string `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"`
+	// The base image as the caller knows it: HOST/PATH[:TAG][@sha256:HEX], or scratch.
+	// A hint that is checked: one that the layers contradict refuses the signing.
+	Base string `protobuf:"bytes,2,opt,name=base,proto3" json:"base,omitempty"`
+	// What the caller says of its own: at most 32, kept apart from what is verified.
+	// Names of verified facts, such as commit, builder or run, are refused.
+	Facts         map[string]string `protobuf:"bytes,3,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SignImage) Reset() {
 	*x = SignImage{}
-	mi := &file_hallmark_v1_signing_proto_msgTypes[1]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +297,7 @@ func (x *SignImage) String() string {
 func (*SignImage) ProtoMessage() {}
 
 func (x *SignImage) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_signing_proto_msgTypes[1]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +310,7 @@ func (x *SignImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignImage.ProtoReflect.Descriptor instead.
 func (*SignImage) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{1}
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SignImage) GetImage() string {
@@ -241,6 +327,13 @@ func (x *SignImage) GetBase() string {
 	return ""
 }
 
+func (x *SignImage) GetFacts() map[string]string {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 // SignImagesResponse has one result for each requested image, in order.
 type SignImagesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -251,7 +344,7 @@ type SignImagesResponse struct {
 
 func (x *SignImagesResponse) Reset() {
 	*x = SignImagesResponse{}
-	mi := &file_hallmark_v1_signing_proto_msgTypes[2]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -263,7 +356,7 @@ func (x *SignImagesResponse) String() string {
 func (*SignImagesResponse) ProtoMessage() {}
 
 func (x *SignImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_signing_proto_msgTypes[2]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -276,7 +369,7 @@ func (x *SignImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignImagesResponse.ProtoReflect.Descriptor instead.
 func (*SignImagesResponse) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{2}
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SignImagesResponse) GetResults() []*SignedImage {
@@ -304,18 +397,20 @@ type SignedImage struct {
 	// Whether the records were there before this call.
 	RepeatedRequest bool `protobuf:"varint,10,opt,name=repeated_request,json=repeatedRequest,proto3" json:"repeated_request,omitempty"`
 	// URI of the source that the token named, its ref and commit.
-	Source        string `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
-	Ref           string `protobuf:"bytes,12,opt,name=ref,proto3" json:"ref,omitempty"`
-	Commit        string `protobuf:"bytes,13,opt,name=commit,proto3" json:"commit,omitempty"`
-	Run           string `protobuf:"bytes,14,opt,name=run,proto3" json:"run,omitempty"`
-	Builder       string `protobuf:"bytes,15,opt,name=builder,proto3" json:"builder,omitempty"`
+	Source  string `protobuf:"bytes,11,opt,name=source,proto3" json:"source,omitempty"`
+	Ref     string `protobuf:"bytes,12,opt,name=ref,proto3" json:"ref,omitempty"`
+	Commit  string `protobuf:"bytes,13,opt,name=commit,proto3" json:"commit,omitempty"`
+	Run     string `protobuf:"bytes,14,opt,name=run,proto3" json:"run,omitempty"`
+	Builder string `protobuf:"bytes,15,opt,name=builder,proto3" json:"builder,omitempty"`
+	// What became of the evidence about this image, in the order of the request.
+	Evidence      []*SignedEvidence `protobuf:"bytes,16,rep,name=evidence,proto3" json:"evidence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SignedImage) Reset() {
 	*x = SignedImage{}
-	mi := &file_hallmark_v1_signing_proto_msgTypes[3]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +422,7 @@ func (x *SignedImage) String() string {
 func (*SignedImage) ProtoMessage() {}
 
 func (x *SignedImage) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_signing_proto_msgTypes[3]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +435,7 @@ func (x *SignedImage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignedImage.ProtoReflect.Descriptor instead.
 func (*SignedImage) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{3}
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SignedImage) GetImage() string {
@@ -448,6 +543,537 @@ func (x *SignedImage) GetBuilder() string {
 	return ""
 }
 
+func (x *SignedImage) GetEvidence() []*SignedEvidence {
+	if x != nil {
+		return x.Evidence
+	}
+	return nil
+}
+
+type SignedEvidence struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PredicateType string                 `protobuf:"bytes,1,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Unset when it was signed.
+	Refusal *Refusal `protobuf:"bytes,3,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Record  *Record  `protobuf:"bytes,4,opt,name=record,proto3" json:"record,omitempty"`
+	// Sigstore bundle v0.3 as JSON; only when the caller attaches it.
+	Bundle          []byte      `protobuf:"bytes,5,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	AttachState     AttachState `protobuf:"varint,6,opt,name=attach_state,json=attachState,proto3,enum=hallmark.v1.AttachState" json:"attach_state,omitempty"`
+	RepeatedRequest bool        `protobuf:"varint,7,opt,name=repeated_request,json=repeatedRequest,proto3" json:"repeated_request,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *SignedEvidence) Reset() {
+	*x = SignedEvidence{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignedEvidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignedEvidence) ProtoMessage() {}
+
+func (x *SignedEvidence) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignedEvidence.ProtoReflect.Descriptor instead.
+func (*SignedEvidence) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SignedEvidence) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *SignedEvidence) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SignedEvidence) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
+}
+
+func (x *SignedEvidence) GetRecord() *Record {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *SignedEvidence) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *SignedEvidence) GetAttachState() AttachState {
+	if x != nil {
+		return x.AttachState
+	}
+	return AttachState_ATTACH_STATE_UNSPECIFIED
+}
+
+func (x *SignedEvidence) GetRepeatedRequest() bool {
+	if x != nil {
+		return x.RepeatedRequest
+	}
+	return false
+}
+
+type AttestRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST/PATH@sha256:HEX.
+	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// URI; see Evidence.
+	PredicateType string `protobuf:"bytes,2,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	// JSON object, at most 16 MiB.
+	Predicate     []byte `protobuf:"bytes,3,opt,name=predicate,proto3" json:"predicate,omitempty"`
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	Attach        Attach `protobuf:"varint,5,opt,name=attach,proto3,enum=hallmark.v1.Attach" json:"attach,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttestRequest) Reset() {
+	*x = AttestRequest{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttestRequest) ProtoMessage() {}
+
+func (x *AttestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttestRequest.ProtoReflect.Descriptor instead.
+func (*AttestRequest) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AttestRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *AttestRequest) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *AttestRequest) GetPredicate() []byte {
+	if x != nil {
+		return x.Predicate
+	}
+	return nil
+}
+
+func (x *AttestRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttestRequest) GetAttach() Attach {
+	if x != nil {
+		return x.Attach
+	}
+	return Attach_ATTACH_UNSPECIFIED
+}
+
+type AttestResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// Sigstore bundle v0.3 as JSON.
+	Bundle          []byte      `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	AttachState     AttachState `protobuf:"varint,3,opt,name=attach_state,json=attachState,proto3,enum=hallmark.v1.AttachState" json:"attach_state,omitempty"`
+	RepeatedRequest bool        `protobuf:"varint,4,opt,name=repeated_request,json=repeatedRequest,proto3" json:"repeated_request,omitempty"`
+	// The digests that the statement is about.
+	Digests       []string `protobuf:"bytes,5,rep,name=digests,proto3" json:"digests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttestResponse) Reset() {
+	*x = AttestResponse{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttestResponse) ProtoMessage() {}
+
+func (x *AttestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttestResponse.ProtoReflect.Descriptor instead.
+func (*AttestResponse) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AttestResponse) GetRecord() *Record {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *AttestResponse) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
+func (x *AttestResponse) GetAttachState() AttachState {
+	if x != nil {
+		return x.AttachState
+	}
+	return AttachState_ATTACH_STATE_UNSPECIFIED
+}
+
+func (x *AttestResponse) GetRepeatedRequest() bool {
+	if x != nil {
+		return x.RepeatedRequest
+	}
+	return false
+}
+
+func (x *AttestResponse) GetDigests() []string {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
+type ImportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// HOST/PATH@sha256:HEX.
+	Image         string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRequest) Reset() {
+	*x = ImportRequest{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRequest) ProtoMessage() {}
+
+func (x *ImportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRequest.ProtoReflect.Descriptor instead.
+func (*ImportRequest) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ImportRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+type ImportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What a configured foreign root vouches for, now recorded.
+	Imported []*ImportedEvidence `protobuf:"bytes,1,rep,name=imported,proto3" json:"imported,omitempty"`
+	// What was found beside it and not recorded.
+	Skipped       []*SkippedEvidence `protobuf:"bytes,2,rep,name=skipped,proto3" json:"skipped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportResponse) Reset() {
+	*x = ImportResponse{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportResponse) ProtoMessage() {}
+
+func (x *ImportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportResponse.ProtoReflect.Descriptor instead.
+func (*ImportResponse) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ImportResponse) GetImported() []*ImportedEvidence {
+	if x != nil {
+		return x.Imported
+	}
+	return nil
+}
+
+func (x *ImportResponse) GetSkipped() []*SkippedEvidence {
+	if x != nil {
+		return x.Skipped
+	}
+	return nil
+}
+
+type ImportedEvidence struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// Name of the foreign root in the configuration.
+	Root string `protobuf:"bytes,2,opt,name=root,proto3" json:"root,omitempty"`
+	// bundle, cosign-signature or cosign-envelope.
+	Form          string `protobuf:"bytes,3,opt,name=form,proto3" json:"form,omitempty"`
+	PredicateType string `protobuf:"bytes,4,opt,name=predicate_type,json=predicateType,proto3" json:"predicate_type,omitempty"`
+	// Who signed: the certificate's name and issuer, or the SHA-256 of the key.
+	Signer string `protobuf:"bytes,5,opt,name=signer,proto3" json:"signer,omitempty"`
+	Issuer string `protobuf:"bytes,6,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Key    string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	// RFC 3339; empty when nothing proves when it was signed.
+	SignedAt string `protobuf:"bytes,8,opt,name=signed_at,json=signedAt,proto3" json:"signed_at,omitempty"`
+	// Whether the record was there before this call.
+	RepeatedRequest bool `protobuf:"varint,9,opt,name=repeated_request,json=repeatedRequest,proto3" json:"repeated_request,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *ImportedEvidence) Reset() {
+	*x = ImportedEvidence{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportedEvidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportedEvidence) ProtoMessage() {}
+
+func (x *ImportedEvidence) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportedEvidence.ProtoReflect.Descriptor instead.
+func (*ImportedEvidence) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ImportedEvidence) GetRecord() *Record {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *ImportedEvidence) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetForm() string {
+	if x != nil {
+		return x.Form
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetPredicateType() string {
+	if x != nil {
+		return x.PredicateType
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetSigner() string {
+	if x != nil {
+		return x.Signer
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetSignedAt() string {
+	if x != nil {
+		return x.SignedAt
+	}
+	return ""
+}
+
+func (x *ImportedEvidence) GetRepeatedRequest() bool {
+	if x != nil {
+		return x.RepeatedRequest
+	}
+	return false
+}
+
+type SkippedEvidence struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where it was found: the digest of a referrer, or a tag.
+	Place         string `protobuf:"bytes,1,opt,name=place,proto3" json:"place,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SkippedEvidence) Reset() {
+	*x = SkippedEvidence{}
+	mi := &file_hallmark_v1_signing_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SkippedEvidence) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SkippedEvidence) ProtoMessage() {}
+
+func (x *SkippedEvidence) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_signing_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SkippedEvidence.ProtoReflect.Descriptor instead.
+func (*SkippedEvidence) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *SkippedEvidence) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *SkippedEvidence) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SkippedEvidence) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Refusal says why something was not done.
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -461,7 +1087,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_hallmark_v1_signing_proto_msgTypes[4]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -473,7 +1099,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_signing_proto_msgTypes[4]
+	mi := &file_hallmark_v1_signing_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -486,7 +1112,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{4}
+	return file_hallmark_v1_signing_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Refusal) GetReason() string {
@@ -514,15 +1140,26 @@ var File_hallmark_v1_signing_proto protoreflect.FileDescriptor
 
 const file_hallmark_v1_signing_proto_rawDesc = "" +
 	"\n" +
-	"\x19hallmark/v1/signing.proto\x12\vhallmark.v1\x1a\x17hallmark/v1/types.proto\"p\n" +
+	"\x19hallmark/v1/signing.proto\x12\vhallmark.v1\x1a\x17hallmark/v1/types.proto\"\xa3\x01\n" +
 	"\x11SignImagesRequest\x12.\n" +
 	"\x06images\x18\x01 \x03(\v2\x16.hallmark.v1.SignImageR\x06images\x12+\n" +
-	"\x06attach\x18\x02 \x01(\x0e2\x13.hallmark.v1.AttachR\x06attach\"5\n" +
+	"\x06attach\x18\x02 \x01(\x0e2\x13.hallmark.v1.AttachR\x06attach\x121\n" +
+	"\bevidence\x18\x03 \x03(\v2\x15.hallmark.v1.EvidenceR\bevidence\"{\n" +
+	"\bEvidence\x12%\n" +
+	"\x0epredicate_type\x18\x01 \x01(\tR\rpredicateType\x12\x1c\n" +
+	"\tpredicate\x18\x02 \x01(\fR\tpredicate\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06images\x18\x04 \x03(\tR\x06images\"\xa8\x01\n" +
 	"\tSignImage\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
-	"\x04base\x18\x02 \x01(\tR\x04base\"H\n" +
+	"\x04base\x18\x02 \x01(\tR\x04base\x127\n" +
+	"\x05facts\x18\x03 \x03(\v2!.hallmark.v1.SignImage.FactsEntryR\x05facts\x1a8\n" +
+	"\n" +
+	"FactsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"H\n" +
 	"\x12SignImagesResponse\x122\n" +
-	"\aresults\x18\x01 \x03(\v2\x18.hallmark.v1.SignedImageR\aresults\"\xaf\x04\n" +
+	"\aresults\x18\x01 \x03(\v2\x18.hallmark.v1.SignedImageR\aresults\"\xe8\x04\n" +
 	"\vSignedImage\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12.\n" +
 	"\arefusal\x18\x02 \x01(\v2\x14.hallmark.v1.RefusalR\arefusal\x121\n" +
@@ -541,7 +1178,47 @@ const file_hallmark_v1_signing_proto_rawDesc = "" +
 	"\x03ref\x18\f \x01(\tR\x03ref\x12\x16\n" +
 	"\x06commit\x18\r \x01(\tR\x06commit\x12\x10\n" +
 	"\x03run\x18\x0e \x01(\tR\x03run\x12\x18\n" +
-	"\abuilder\x18\x0f \x01(\tR\abuilder\"\xb8\x01\n" +
+	"\abuilder\x18\x0f \x01(\tR\abuilder\x127\n" +
+	"\bevidence\x18\x10 \x03(\v2\x1b.hallmark.v1.SignedEvidenceR\bevidence\"\xa8\x02\n" +
+	"\x0eSignedEvidence\x12%\n" +
+	"\x0epredicate_type\x18\x01 \x01(\tR\rpredicateType\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
+	"\arefusal\x18\x03 \x01(\v2\x14.hallmark.v1.RefusalR\arefusal\x12+\n" +
+	"\x06record\x18\x04 \x01(\v2\x13.hallmark.v1.RecordR\x06record\x12\x16\n" +
+	"\x06bundle\x18\x05 \x01(\fR\x06bundle\x12;\n" +
+	"\fattach_state\x18\x06 \x01(\x0e2\x18.hallmark.v1.AttachStateR\vattachState\x12)\n" +
+	"\x10repeated_request\x18\a \x01(\bR\x0frepeatedRequest\"\xab\x01\n" +
+	"\rAttestRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12%\n" +
+	"\x0epredicate_type\x18\x02 \x01(\tR\rpredicateType\x12\x1c\n" +
+	"\tpredicate\x18\x03 \x01(\fR\tpredicate\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12+\n" +
+	"\x06attach\x18\x05 \x01(\x0e2\x13.hallmark.v1.AttachR\x06attach\"\xd7\x01\n" +
+	"\x0eAttestResponse\x12+\n" +
+	"\x06record\x18\x01 \x01(\v2\x13.hallmark.v1.RecordR\x06record\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\x12;\n" +
+	"\fattach_state\x18\x03 \x01(\x0e2\x18.hallmark.v1.AttachStateR\vattachState\x12)\n" +
+	"\x10repeated_request\x18\x04 \x01(\bR\x0frepeatedRequest\x12\x18\n" +
+	"\adigests\x18\x05 \x03(\tR\adigests\"%\n" +
+	"\rImportRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\"\x83\x01\n" +
+	"\x0eImportResponse\x129\n" +
+	"\bimported\x18\x01 \x03(\v2\x1d.hallmark.v1.ImportedEvidenceR\bimported\x126\n" +
+	"\askipped\x18\x02 \x03(\v2\x1c.hallmark.v1.SkippedEvidenceR\askipped\"\x98\x02\n" +
+	"\x10ImportedEvidence\x12+\n" +
+	"\x06record\x18\x01 \x01(\v2\x13.hallmark.v1.RecordR\x06record\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\tR\x04root\x12\x12\n" +
+	"\x04form\x18\x03 \x01(\tR\x04form\x12%\n" +
+	"\x0epredicate_type\x18\x04 \x01(\tR\rpredicateType\x12\x16\n" +
+	"\x06signer\x18\x05 \x01(\tR\x06signer\x12\x16\n" +
+	"\x06issuer\x18\x06 \x01(\tR\x06issuer\x12\x10\n" +
+	"\x03key\x18\a \x01(\tR\x03key\x12\x1b\n" +
+	"\tsigned_at\x18\b \x01(\tR\bsignedAt\x12)\n" +
+	"\x10repeated_request\x18\t \x01(\bR\x0frepeatedRequest\"Y\n" +
+	"\x0fSkippedEvidence\x12\x14\n" +
+	"\x05place\x18\x01 \x01(\tR\x05place\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xb8\x01\n" +
 	"\aRefusal\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12>\n" +
@@ -557,10 +1234,12 @@ const file_hallmark_v1_signing_proto_rawDesc = "" +
 	"\x18ATTACH_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15ATTACH_STATE_ATTACHED\x10\x01\x12\x18\n" +
 	"\x14ATTACH_STATE_PENDING\x10\x02\x12\x17\n" +
-	"\x13ATTACH_STATE_CLIENT\x10\x032_\n" +
+	"\x13ATTACH_STATE_CLIENT\x10\x032\xe5\x01\n" +
 	"\x0eSigningService\x12M\n" +
 	"\n" +
-	"SignImages\x12\x1e.hallmark.v1.SignImagesRequest\x1a\x1f.hallmark.v1.SignImagesResponseB<Z:github.com/hallmarkd/hallmark/proto/hallmark/v1;hallmarkv1b\x06proto3"
+	"SignImages\x12\x1e.hallmark.v1.SignImagesRequest\x1a\x1f.hallmark.v1.SignImagesResponse\x12A\n" +
+	"\x06Attest\x12\x1a.hallmark.v1.AttestRequest\x1a\x1b.hallmark.v1.AttestResponse\x12A\n" +
+	"\x06Import\x12\x1a.hallmark.v1.ImportRequest\x1a\x1b.hallmark.v1.ImportResponseB<Z:github.com/hallmarkd/hallmark/proto/hallmark/v1;hallmarkv1b\x06proto3"
 
 var (
 	file_hallmark_v1_signing_proto_rawDescOnce sync.Once
@@ -575,36 +1254,61 @@ func file_hallmark_v1_signing_proto_rawDescGZIP() []byte {
 }
 
 var file_hallmark_v1_signing_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_hallmark_v1_signing_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_hallmark_v1_signing_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_hallmark_v1_signing_proto_goTypes = []any{
 	(Attach)(0),                // 0: hallmark.v1.Attach
 	(AttachState)(0),           // 1: hallmark.v1.AttachState
 	(*SignImagesRequest)(nil),  // 2: hallmark.v1.SignImagesRequest
-	(*SignImage)(nil),          // 3: hallmark.v1.SignImage
-	(*SignImagesResponse)(nil), // 4: hallmark.v1.SignImagesResponse
-	(*SignedImage)(nil),        // 5: hallmark.v1.SignedImage
-	(*Refusal)(nil),            // 6: hallmark.v1.Refusal
-	nil,                        // 7: hallmark.v1.Refusal.MetadataEntry
-	(*Record)(nil),             // 8: hallmark.v1.Record
-	(*BaseImage)(nil),          // 9: hallmark.v1.BaseImage
+	(*Evidence)(nil),           // 3: hallmark.v1.Evidence
+	(*SignImage)(nil),          // 4: hallmark.v1.SignImage
+	(*SignImagesResponse)(nil), // 5: hallmark.v1.SignImagesResponse
+	(*SignedImage)(nil),        // 6: hallmark.v1.SignedImage
+	(*SignedEvidence)(nil),     // 7: hallmark.v1.SignedEvidence
+	(*AttestRequest)(nil),      // 8: hallmark.v1.AttestRequest
+	(*AttestResponse)(nil),     // 9: hallmark.v1.AttestResponse
+	(*ImportRequest)(nil),      // 10: hallmark.v1.ImportRequest
+	(*ImportResponse)(nil),     // 11: hallmark.v1.ImportResponse
+	(*ImportedEvidence)(nil),   // 12: hallmark.v1.ImportedEvidence
+	(*SkippedEvidence)(nil),    // 13: hallmark.v1.SkippedEvidence
+	(*Refusal)(nil),            // 14: hallmark.v1.Refusal
+	nil,                        // 15: hallmark.v1.SignImage.FactsEntry
+	nil,                        // 16: hallmark.v1.Refusal.MetadataEntry
+	(*Record)(nil),             // 17: hallmark.v1.Record
+	(*BaseImage)(nil),          // 18: hallmark.v1.BaseImage
 }
 var file_hallmark_v1_signing_proto_depIdxs = []int32{
-	3,  // 0: hallmark.v1.SignImagesRequest.images:type_name -> hallmark.v1.SignImage
+	4,  // 0: hallmark.v1.SignImagesRequest.images:type_name -> hallmark.v1.SignImage
 	0,  // 1: hallmark.v1.SignImagesRequest.attach:type_name -> hallmark.v1.Attach
-	5,  // 2: hallmark.v1.SignImagesResponse.results:type_name -> hallmark.v1.SignedImage
-	6,  // 3: hallmark.v1.SignedImage.refusal:type_name -> hallmark.v1.Refusal
-	8,  // 4: hallmark.v1.SignedImage.signature:type_name -> hallmark.v1.Record
-	8,  // 5: hallmark.v1.SignedImage.provenance:type_name -> hallmark.v1.Record
-	9,  // 6: hallmark.v1.SignedImage.base:type_name -> hallmark.v1.BaseImage
-	1,  // 7: hallmark.v1.SignedImage.attach_state:type_name -> hallmark.v1.AttachState
-	7,  // 8: hallmark.v1.Refusal.metadata:type_name -> hallmark.v1.Refusal.MetadataEntry
-	2,  // 9: hallmark.v1.SigningService.SignImages:input_type -> hallmark.v1.SignImagesRequest
-	4,  // 10: hallmark.v1.SigningService.SignImages:output_type -> hallmark.v1.SignImagesResponse
-	10, // [10:11] is the sub-list for method output_type
-	9,  // [9:10] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	3,  // 2: hallmark.v1.SignImagesRequest.evidence:type_name -> hallmark.v1.Evidence
+	15, // 3: hallmark.v1.SignImage.facts:type_name -> hallmark.v1.SignImage.FactsEntry
+	6,  // 4: hallmark.v1.SignImagesResponse.results:type_name -> hallmark.v1.SignedImage
+	14, // 5: hallmark.v1.SignedImage.refusal:type_name -> hallmark.v1.Refusal
+	17, // 6: hallmark.v1.SignedImage.signature:type_name -> hallmark.v1.Record
+	17, // 7: hallmark.v1.SignedImage.provenance:type_name -> hallmark.v1.Record
+	18, // 8: hallmark.v1.SignedImage.base:type_name -> hallmark.v1.BaseImage
+	1,  // 9: hallmark.v1.SignedImage.attach_state:type_name -> hallmark.v1.AttachState
+	7,  // 10: hallmark.v1.SignedImage.evidence:type_name -> hallmark.v1.SignedEvidence
+	14, // 11: hallmark.v1.SignedEvidence.refusal:type_name -> hallmark.v1.Refusal
+	17, // 12: hallmark.v1.SignedEvidence.record:type_name -> hallmark.v1.Record
+	1,  // 13: hallmark.v1.SignedEvidence.attach_state:type_name -> hallmark.v1.AttachState
+	0,  // 14: hallmark.v1.AttestRequest.attach:type_name -> hallmark.v1.Attach
+	17, // 15: hallmark.v1.AttestResponse.record:type_name -> hallmark.v1.Record
+	1,  // 16: hallmark.v1.AttestResponse.attach_state:type_name -> hallmark.v1.AttachState
+	12, // 17: hallmark.v1.ImportResponse.imported:type_name -> hallmark.v1.ImportedEvidence
+	13, // 18: hallmark.v1.ImportResponse.skipped:type_name -> hallmark.v1.SkippedEvidence
+	17, // 19: hallmark.v1.ImportedEvidence.record:type_name -> hallmark.v1.Record
+	16, // 20: hallmark.v1.Refusal.metadata:type_name -> hallmark.v1.Refusal.MetadataEntry
+	2,  // 21: hallmark.v1.SigningService.SignImages:input_type -> hallmark.v1.SignImagesRequest
+	8,  // 22: hallmark.v1.SigningService.Attest:input_type -> hallmark.v1.AttestRequest
+	10, // 23: hallmark.v1.SigningService.Import:input_type -> hallmark.v1.ImportRequest
+	5,  // 24: hallmark.v1.SigningService.SignImages:output_type -> hallmark.v1.SignImagesResponse
+	9,  // 25: hallmark.v1.SigningService.Attest:output_type -> hallmark.v1.AttestResponse
+	11, // 26: hallmark.v1.SigningService.Import:output_type -> hallmark.v1.ImportResponse
+	24, // [24:27] is the sub-list for method output_type
+	21, // [21:24] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_hallmark_v1_signing_proto_init() }
@@ -619,7 +1323,7 @@ func file_hallmark_v1_signing_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hallmark_v1_signing_proto_rawDesc), len(file_hallmark_v1_signing_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   6,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -20,6 +20,8 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	SigningService_SignImages_FullMethodName = "/hallmark.v1.SigningService/SignImages"
+	SigningService_Attest_FullMethodName     = "/hallmark.v1.SigningService/Attest"
+	SigningService_Import_FullMethodName     = "/hallmark.v1.SigningService/Import"
 )
 
 // SigningServiceClient is the client API for SigningService service.
@@ -33,6 +35,14 @@ type SigningServiceClient interface {
 	// image stands alone: one that is refused does not stop the others. Repeating
 	// the call returns the same records. Needs the role signers for every image.
 	SignImages(ctx context.Context, in *SignImagesRequest, opts ...grpc.CallOption) (*SignImagesResponse, error)
+	// Attest signs one predicate about one image with the caller's identity and
+	// attaches it. Types that the service itself writes are refused. Repeating the
+	// call returns the same record. Needs the role attesters or signers.
+	Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error)
+	// Import records signatures and attestations that were made elsewhere and are
+	// attached to the image, as far as a configured foreign root vouches for them.
+	// Those that none vouches for are listed and left alone. Needs the role importers.
+	Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*ImportResponse, error)
 }
 
 type signingServiceClient struct {
@@ -53,6 +63,26 @@ func (c *signingServiceClient) SignImages(ctx context.Context, in *SignImagesReq
 	return out, nil
 }
 
+func (c *signingServiceClient) Attest(ctx context.Context, in *AttestRequest, opts ...grpc.CallOption) (*AttestResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttestResponse)
+	err := c.cc.Invoke(ctx, SigningService_Attest_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *signingServiceClient) Import(ctx context.Context, in *ImportRequest, opts ...grpc.CallOption) (*ImportResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportResponse)
+	err := c.cc.Invoke(ctx, SigningService_Import_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SigningServiceServer is the server API for SigningService service.
 // All implementations must embed UnimplementedSigningServiceServer
 // for forward compatibility.
@@ -64,6 +94,14 @@ type SigningServiceServer interface {
 	// image stands alone: one that is refused does not stop the others. Repeating
 	// the call returns the same records. Needs the role signers for every image.
 	SignImages(context.Context, *SignImagesRequest) (*SignImagesResponse, error)
+	// Attest signs one predicate about one image with the caller's identity and
+	// attaches it. Types that the service itself writes are refused. Repeating the
+	// call returns the same record. Needs the role attesters or signers.
+	Attest(context.Context, *AttestRequest) (*AttestResponse, error)
+	// Import records signatures and attestations that were made elsewhere and are
+	// attached to the image, as far as a configured foreign root vouches for them.
+	// Those that none vouches for are listed and left alone. Needs the role importers.
+	Import(context.Context, *ImportRequest) (*ImportResponse, error)
 	mustEmbedUnimplementedSigningServiceServer()
 }
 
@@ -76,6 +114,12 @@ type UnimplementedSigningServiceServer struct{}
 
 func (UnimplementedSigningServiceServer) SignImages(context.Context, *SignImagesRequest) (*SignImagesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SignImages not implemented")
+}
+func (UnimplementedSigningServiceServer) Attest(context.Context, *AttestRequest) (*AttestResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attest not implemented")
+}
+func (UnimplementedSigningServiceServer) Import(context.Context, *ImportRequest) (*ImportResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Import not implemented")
 }
 func (UnimplementedSigningServiceServer) mustEmbedUnimplementedSigningServiceServer() {}
 func (UnimplementedSigningServiceServer) testEmbeddedByValue()                        {}
@@ -116,6 +160,42 @@ func _SigningService_SignImages_Handler(srv interface{}, ctx context.Context, de
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SigningService_Attest_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttestRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SigningServiceServer).Attest(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SigningService_Attest_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SigningServiceServer).Attest(ctx, req.(*AttestRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _SigningService_Import_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SigningServiceServer).Import(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SigningService_Import_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SigningServiceServer).Import(ctx, req.(*ImportRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SigningService_ServiceDesc is the grpc.ServiceDesc for SigningService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -126,6 +206,14 @@ var SigningService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SignImages",
 			Handler:    _SigningService_SignImages_Handler,
+		},
+		{
+			MethodName: "Attest",
+			Handler:    _SigningService_Attest_Handler,
+		},
+		{
+			MethodName: "Import",
+			Handler:    _SigningService_Import_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

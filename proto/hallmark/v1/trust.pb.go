@@ -347,8 +347,11 @@ type WhoAmIResponse struct {
 	Claims              []*Facet     `protobuf:"bytes,6,rep,name=claims,proto3" json:"claims,omitempty"`
 	Roles               []*RoleGrant `protobuf:"bytes,7,rep,name=roles,proto3" json:"roles,omitempty"`
 	// A condition for the policy that admits exactly this workflow.
-	When          string                 `protobuf:"bytes,8,opt,name=when,proto3" json:"when,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	When    string                 `protobuf:"bytes,8,opt,name=when,proto3" json:"when,omitempty"`
+	Expires *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=expires,proto3" json:"expires,omitempty"`
+	// Whether the job may sign at all, and if not why: a pull request, a fork.
+	MaySign       bool   `protobuf:"varint,10,opt,name=may_sign,json=maySign,proto3" json:"may_sign,omitempty"`
+	MayNotSign    string `protobuf:"bytes,11,opt,name=may_not_sign,json=mayNotSign,proto3" json:"may_not_sign,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +449,20 @@ func (x *WhoAmIResponse) GetExpires() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *WhoAmIResponse) GetMaySign() bool {
+	if x != nil {
+		return x.MaySign
+	}
+	return false
+}
+
+func (x *WhoAmIResponse) GetMayNotSign() string {
+	if x != nil {
+		return x.MayNotSign
+	}
+	return ""
+}
+
 // RoleGrant is a role that the caller holds.
 type RoleGrant struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -530,7 +547,7 @@ const file_hallmark_v1_trust_proto_rawDesc = "" +
 	"\rWhoAmIRequest\x12\x1e\n" +
 	"\n" +
 	"repository\x18\x01 \x01(\tR\n" +
-	"repository\"\xce\x02\n" +
+	"repository\"\x8b\x03\n" +
 	"\x0eWhoAmIResponse\x12\x1f\n" +
 	"\vissuer_name\x18\x01 \x01(\tR\n" +
 	"issuerName\x12\x16\n" +
@@ -541,7 +558,11 @@ const file_hallmark_v1_trust_proto_rawDesc = "" +
 	"\x06claims\x18\x06 \x03(\v2\x12.hallmark.v1.FacetR\x06claims\x12,\n" +
 	"\x05roles\x18\a \x03(\v2\x16.hallmark.v1.RoleGrantR\x05roles\x12\x12\n" +
 	"\x04when\x18\b \x01(\tR\x04when\x124\n" +
-	"\aexpires\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\"O\n" +
+	"\aexpires\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aexpires\x12\x19\n" +
+	"\bmay_sign\x18\n" +
+	" \x01(\bR\amaySign\x12 \n" +
+	"\fmay_not_sign\x18\v \x01(\tR\n" +
+	"mayNotSign\"O\n" +
 	"\tRoleGrant\x12\x12\n" +
 	"\x04role\x18\x01 \x01(\tR\x04role\x12\x16\n" +
 	"\x06images\x18\x02 \x03(\tR\x06images\x12\x16\n" +

@@ -29,7 +29,7 @@ type Record struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Index in the log.
 	Index int64 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
-	// precertificate, signature, provenance, vsa, promotion, denial, effect, policy, evidence.
+	// precertificate, signature, provenance, vsa, promotion, denial, effect, policy, import, evidence.
 	Kind string                 `protobuf:"bytes,3,opt,name=kind,proto3" json:"kind,omitempty"`
 	Time *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
 	// Properties by which the record is found, for example digest, repository, commit.
@@ -159,14 +159,22 @@ func (x *Facet) GetValue() string {
 // BaseImage is the base of an image, as far as the registry proves it.
 type BaseImage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// PROVEN_LAYERS, CLAIMED, UNKNOWN or CONTRADICTED.
-	Result     string       `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
-	Repository string       `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
-	Tag        string       `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
-	Digest     string       `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
-	Claims     []*BaseClaim `protobuf:"bytes,5,rep,name=claims,proto3" json:"claims,omitempty"`
+	// PROVEN_LAYERS, PROVEN_DIFFIDS, MATCHED, ATTESTED, SCRATCH, CLAIMED, UNKNOWN or
+	// CONTRADICTED.
+	Result     string `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	Repository string `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	Tag        string `protobuf:"bytes,3,opt,name=tag,proto3" json:"tag,omitempty"`
+	Digest     string `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Every candidate, the chosen one first.
+	Claims []*BaseClaim `protobuf:"bytes,5,rep,name=claims,proto3" json:"claims,omitempty"`
 	// How many leading layers of the image are the base's.
-	Layers        int32 `protobuf:"varint,6,opt,name=layers,proto3" json:"layers,omitempty"`
+	Layers int32 `protobuf:"varint,6,opt,name=layers,proto3" json:"layers,omitempty"`
+	// The proof for each platform of the image.
+	Platforms []*BasePart `protobuf:"bytes,7,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// Other bases with the very same layers.
+	Equivalents []*BaseName `protobuf:"bytes,8,rep,name=equivalents,proto3" json:"equivalents,omitempty"`
+	// How it is known: registry, attested or caller; empty when it is not.
+	Grade         string `protobuf:"bytes,9,opt,name=grade,proto3" json:"grade,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -243,10 +251,30 @@ func (x *BaseImage) GetLayers() int32 {
 	return 0
 }
 
-// BaseClaim is one candidate for the base and what became of it.
+func (x *BaseImage) GetPlatforms() []*BasePart {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *BaseImage) GetEquivalents() []*BaseName {
+	if x != nil {
+		return x.Equivalents
+	}
+	return nil
+}
+
+func (x *BaseImage) GetGrade() string {
+	if x != nil {
+		return x.Grade
+	}
+	return ""
+}
+
 type BaseClaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// annotation or caller.
+	// buildkit, annotation, label, caller, followed or attestation.
 	From          string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
 	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
@@ -321,7 +349,137 @@ func (x *BaseClaim) GetDetail() string {
 	return ""
 }
 
-// Decision is what the gate decided, with its reasons.
+type BasePart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// os/arch[/variant]; empty when the image is no index.
+	Platform string `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Digests of the image's manifest and of the base's.
+	Image string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Base  string `protobuf:"bytes,3,opt,name=base,proto3" json:"base,omitempty"`
+	// How many leading layers they share: all that the base has.
+	Layers        int32 `protobuf:"varint,4,opt,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BasePart) Reset() {
+	*x = BasePart{}
+	mi := &file_hallmark_v1_types_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BasePart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BasePart) ProtoMessage() {}
+
+func (x *BasePart) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_types_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BasePart.ProtoReflect.Descriptor instead.
+func (*BasePart) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *BasePart) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *BasePart) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *BasePart) GetBase() string {
+	if x != nil {
+		return x.Base
+	}
+	return ""
+}
+
+func (x *BasePart) GetLayers() int32 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+type BaseName struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Repository    string                 `protobuf:"bytes,1,opt,name=repository,proto3" json:"repository,omitempty"`
+	Tag           string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	Digest        string                 `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BaseName) Reset() {
+	*x = BaseName{}
+	mi := &file_hallmark_v1_types_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BaseName) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BaseName) ProtoMessage() {}
+
+func (x *BaseName) ProtoReflect() protoreflect.Message {
+	mi := &file_hallmark_v1_types_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BaseName.ProtoReflect.Descriptor instead.
+func (*BaseName) Descriptor() ([]byte, []int) {
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *BaseName) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *BaseName) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+func (x *BaseName) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 type Decision struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Index of the record in the log; 0 when nothing was recorded.
@@ -350,7 +508,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_hallmark_v1_types_proto_msgTypes[4]
+	mi := &file_hallmark_v1_types_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -362,7 +520,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_types_proto_msgTypes[4]
+	mi := &file_hallmark_v1_types_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -375,7 +533,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{4}
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Decision) GetId() int64 {
@@ -495,7 +653,7 @@ type PolicyVersion struct {
 
 func (x *PolicyVersion) Reset() {
 	*x = PolicyVersion{}
-	mi := &file_hallmark_v1_types_proto_msgTypes[5]
+	mi := &file_hallmark_v1_types_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -507,7 +665,7 @@ func (x *PolicyVersion) String() string {
 func (*PolicyVersion) ProtoMessage() {}
 
 func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_types_proto_msgTypes[5]
+	mi := &file_hallmark_v1_types_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -520,7 +678,7 @@ func (x *PolicyVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyVersion.ProtoReflect.Descriptor instead.
 func (*PolicyVersion) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{5}
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PolicyVersion) GetVersion() int64 {
@@ -561,7 +719,7 @@ type RuleResult struct {
 
 func (x *RuleResult) Reset() {
 	*x = RuleResult{}
-	mi := &file_hallmark_v1_types_proto_msgTypes[6]
+	mi := &file_hallmark_v1_types_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +731,7 @@ func (x *RuleResult) String() string {
 func (*RuleResult) ProtoMessage() {}
 
 func (x *RuleResult) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_types_proto_msgTypes[6]
+	mi := &file_hallmark_v1_types_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +744,7 @@ func (x *RuleResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleResult.ProtoReflect.Descriptor instead.
 func (*RuleResult) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{6}
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RuleResult) GetRule() string {
@@ -653,7 +811,7 @@ type StageEntry struct {
 
 func (x *StageEntry) Reset() {
 	*x = StageEntry{}
-	mi := &file_hallmark_v1_types_proto_msgTypes[7]
+	mi := &file_hallmark_v1_types_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -665,7 +823,7 @@ func (x *StageEntry) String() string {
 func (*StageEntry) ProtoMessage() {}
 
 func (x *StageEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_types_proto_msgTypes[7]
+	mi := &file_hallmark_v1_types_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -678,7 +836,7 @@ func (x *StageEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StageEntry.ProtoReflect.Descriptor instead.
 func (*StageEntry) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{7}
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StageEntry) GetDigest() string {
@@ -731,7 +889,7 @@ type Stage struct {
 
 func (x *Stage) Reset() {
 	*x = Stage{}
-	mi := &file_hallmark_v1_types_proto_msgTypes[8]
+	mi := &file_hallmark_v1_types_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +901,7 @@ func (x *Stage) String() string {
 func (*Stage) ProtoMessage() {}
 
 func (x *Stage) ProtoReflect() protoreflect.Message {
-	mi := &file_hallmark_v1_types_proto_msgTypes[8]
+	mi := &file_hallmark_v1_types_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +914,7 @@ func (x *Stage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stage.ProtoReflect.Descriptor instead.
 func (*Stage) Descriptor() ([]byte, []int) {
-	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{8}
+	return file_hallmark_v1_types_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Stage) GetTrack() string {
@@ -807,7 +965,7 @@ const file_hallmark_v1_types_proto_rawDesc = "" +
 	"\x06facets\x18\x05 \x03(\v2\x12.hallmark.v1.FacetR\x06facets\"1\n" +
 	"\x05Facet\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xb5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xb9\x02\n" +
 	"\tBaseImage\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\tR\x06result\x12\x1e\n" +
 	"\n" +
@@ -816,13 +974,27 @@ const file_hallmark_v1_types_proto_rawDesc = "" +
 	"\x03tag\x18\x03 \x01(\tR\x03tag\x12\x16\n" +
 	"\x06digest\x18\x04 \x01(\tR\x06digest\x12.\n" +
 	"\x06claims\x18\x05 \x03(\v2\x16.hallmark.v1.BaseClaimR\x06claims\x12\x16\n" +
-	"\x06layers\x18\x06 \x01(\x05R\x06layers\"{\n" +
+	"\x06layers\x18\x06 \x01(\x05R\x06layers\x123\n" +
+	"\tplatforms\x18\a \x03(\v2\x15.hallmark.v1.BasePartR\tplatforms\x127\n" +
+	"\vequivalents\x18\b \x03(\v2\x15.hallmark.v1.BaseNameR\vequivalents\x12\x14\n" +
+	"\x05grade\x18\t \x01(\tR\x05grade\"{\n" +
 	"\tBaseClaim\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x16\n" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"\xf8\x03\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\"h\n" +
+	"\bBasePart\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\tR\x04base\x12\x16\n" +
+	"\x06layers\x18\x04 \x01(\x05R\x06layers\"T\n" +
+	"\bBaseName\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x01 \x01(\tR\n" +
+	"repository\x12\x10\n" +
+	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x16\n" +
+	"\x06digest\x18\x03 \x01(\tR\x06digest\"\xf8\x03\n" +
 	"\bDecision\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x03R\x02id\x12\x18\n" +
 	"\aallowed\x18\x02 \x01(\bR\aallowed\x12\x14\n" +
@@ -881,35 +1053,39 @@ func file_hallmark_v1_types_proto_rawDescGZIP() []byte {
 	return file_hallmark_v1_types_proto_rawDescData
 }
 
-var file_hallmark_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_hallmark_v1_types_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_hallmark_v1_types_proto_goTypes = []any{
 	(*Record)(nil),                // 0: hallmark.v1.Record
 	(*Facet)(nil),                 // 1: hallmark.v1.Facet
 	(*BaseImage)(nil),             // 2: hallmark.v1.BaseImage
 	(*BaseClaim)(nil),             // 3: hallmark.v1.BaseClaim
-	(*Decision)(nil),              // 4: hallmark.v1.Decision
-	(*PolicyVersion)(nil),         // 5: hallmark.v1.PolicyVersion
-	(*RuleResult)(nil),            // 6: hallmark.v1.RuleResult
-	(*StageEntry)(nil),            // 7: hallmark.v1.StageEntry
-	(*Stage)(nil),                 // 8: hallmark.v1.Stage
-	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*BasePart)(nil),              // 4: hallmark.v1.BasePart
+	(*BaseName)(nil),              // 5: hallmark.v1.BaseName
+	(*Decision)(nil),              // 6: hallmark.v1.Decision
+	(*PolicyVersion)(nil),         // 7: hallmark.v1.PolicyVersion
+	(*RuleResult)(nil),            // 8: hallmark.v1.RuleResult
+	(*StageEntry)(nil),            // 9: hallmark.v1.StageEntry
+	(*Stage)(nil),                 // 10: hallmark.v1.Stage
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
 }
 var file_hallmark_v1_types_proto_depIdxs = []int32{
-	9,  // 0: hallmark.v1.Record.time:type_name -> google.protobuf.Timestamp
+	11, // 0: hallmark.v1.Record.time:type_name -> google.protobuf.Timestamp
 	1,  // 1: hallmark.v1.Record.facets:type_name -> hallmark.v1.Facet
 	3,  // 2: hallmark.v1.BaseImage.claims:type_name -> hallmark.v1.BaseClaim
-	6,  // 3: hallmark.v1.Decision.results:type_name -> hallmark.v1.RuleResult
-	7,  // 4: hallmark.v1.Decision.now:type_name -> hallmark.v1.StageEntry
-	7,  // 5: hallmark.v1.Decision.safe:type_name -> hallmark.v1.StageEntry
-	9,  // 6: hallmark.v1.Decision.time:type_name -> google.protobuf.Timestamp
-	5,  // 7: hallmark.v1.Decision.policy:type_name -> hallmark.v1.PolicyVersion
-	9,  // 8: hallmark.v1.StageEntry.since:type_name -> google.protobuf.Timestamp
-	7,  // 9: hallmark.v1.Stage.current:type_name -> hallmark.v1.StageEntry
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 3: hallmark.v1.BaseImage.platforms:type_name -> hallmark.v1.BasePart
+	5,  // 4: hallmark.v1.BaseImage.equivalents:type_name -> hallmark.v1.BaseName
+	8,  // 5: hallmark.v1.Decision.results:type_name -> hallmark.v1.RuleResult
+	9,  // 6: hallmark.v1.Decision.now:type_name -> hallmark.v1.StageEntry
+	9,  // 7: hallmark.v1.Decision.safe:type_name -> hallmark.v1.StageEntry
+	11, // 8: hallmark.v1.Decision.time:type_name -> google.protobuf.Timestamp
+	7,  // 9: hallmark.v1.Decision.policy:type_name -> hallmark.v1.PolicyVersion
+	11, // 10: hallmark.v1.StageEntry.since:type_name -> google.protobuf.Timestamp
+	9,  // 11: hallmark.v1.Stage.current:type_name -> hallmark.v1.StageEntry
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_hallmark_v1_types_proto_init() }
@@ -923,7 +1099,7 @@ func file_hallmark_v1_types_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_hallmark_v1_types_proto_rawDesc), len(file_hallmark_v1_types_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
