@@ -280,6 +280,9 @@ func lockAndOpen(ctx context.Context, cfg Config) (l *Ledger, err error) {
 	if err := l.index.compatible(ctx); err != nil {
 		return nil, errors.Join(err, l.abandon())
 	}
+	if err := l.index.side(ctx); err != nil {
+		return nil, errors.Join(unavailable("making the side tables", err), l.abandon())
+	}
 	l.state = &deriver{files: l.files, key: key, source: l.index, index: l.index, step: cfg.Step}
 	return l, nil
 }
