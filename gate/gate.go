@@ -62,7 +62,9 @@ func Open(ctx context.Context, cfg Config) (*Gate, error) {
 		cfg.Step = func(string) {}
 	}
 	if cfg.Images == nil {
-		cfg.Images = cfg.Registry.Image
+		cfg.Images = func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error) {
+			return cfg.Registry.Image(ctx, ref, baseHint, nil)
+		}
 	}
 	g := &Gate{
 		Config: cfg, tokens: newTokenBudget(cfg.Now), denials: newDenialLimit(cfg.Now),

@@ -340,7 +340,7 @@ func TestAttachRefuses(t *testing.T) {
 	c := newClient(t, registry.Config{Hosts: plain(host)})
 	ref := push(t, host+"/team/app", "1", image(t, "x"))
 	t.Run("G19 bundle too large", func(t *testing.T) {
-		want(t, c.Attach(t.Context(), ref, make([]byte, 16<<20+1), predicate, created), attest.TooLarge)
+		want(t, c.Attach(t.Context(), ref, make([]byte, 24<<20+1), predicate, created), attest.TooLarge)
 	})
 	t.Run("subject is not there", func(t *testing.T) {
 		missing := attest.ImageRef{Repository: ref.Repository, Digest: attest.Hash([]byte("nothing"))}

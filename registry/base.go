@@ -54,14 +54,18 @@ func (k *candidate) size() int {
 }
 
 // base collects the claims about an image's base and checks each.
-func (c *Client) base(ctx context.Context, doc *document, parts []part, hint *candidate) (attest.Base, error) {
+func (c *Client) base(ctx context.Context, doc *document, parts []part, hint *candidate, followed Followed) (attest.Base, error) {
 	candidates := annotated(doc, parts)
 	if hint != nil {
 		hint.about = everything(parts)
 		// The caller's comes first so that no number of annotations crowds it out.
 		candidates = append([]*candidate{hint}, candidates...)
 	}
-	if len(candidates) == 0 {
+	found, err := c.matched(ctx, followed, parts)
+	if err != nil {
+		return attest.Base{}, err
+	}
+	if len(candidates)+len(found) == 0 {
 		return attest.Base{Result: attest.Unclaimed}, nil
 	}
 	for i, k := range candidates {
@@ -73,14 +77,14 @@ func (c *Client) base(ctx context.Context, doc *document, parts []part, hint *ca
 			return attest.Base{}, err
 		}
 	}
-	return c.choose(candidates), nil
+	return c.choose(append(candidates, found...)), nil
 }
 
 // choose picks the claim that stands for the base and keeps the others behind
 // it. Of several proved ones the longest prefix is the immediate base, and an
 // annotation is preferred to the caller's word.
 func (c *Client) choose(candidates []*candidate) attest.Base {
-	rank := map[attest.BaseResult]int{attest.ProvenLayers: 0, attest.Contradicted: 1, attest.Claimed: 2}
+	rank := map[attest.BaseResult]int{attest.ProvenLayers: 0, attest.Matched: 0, attest.Contradicted: 1, attest.Claimed: 2}
 	slices.SortStableFunc(candidates, func(a, b *candidate) int {
 		annotation := func(k *candidate) int {
 			if k.claim.From == attest.BaseFromAnnotation {
@@ -96,7 +100,7 @@ func (c *Client) choose(candidates []*candidate) attest.Base {
 	})
 	first := candidates[0]
 	base := attest.Base{Result: first.claim.Result, Repository: c.canonical(first.repo), Tag: first.tag, Digest: first.digest}
-	if first.claim.Result == attest.ProvenLayers {
+	if first.claim.Result.Proven() {
 		base.Platforms = first.proof
 	}
 	if base.Repository == "" {
@@ -393,12 +397,12 @@ const dockerZstd = "application/vnd.docker.image.rootfs.diff.tar.zstd"
 // A blob of another type proves nothing: runtimes leave it out when they unpack
 // the image (containerd getLayers), so it is in the manifest and not in what runs.
 func longest(image *document, bases []*document) *document {
-	if slices.ContainsFunc(image.image.Layers, func(l v1.Descriptor) bool { return !l.MediaType.IsLayer() && l.MediaType != dockerZstd }) {
+	if !image.onlyLayers() {
 		return nil
 	}
 	var best *document
 	for _, b := range bases {
-		if ProveLayers(image.layers(), b.layers()) && (best == nil || len(b.image.Layers) > len(best.image.Layers)) {
+		if b.onlyLayers() && ProveLayers(image.layers(), b.layers()) && (best == nil || len(b.image.Layers) > len(best.image.Layers)) {
 			best = b
 		}
 	}

@@ -36,7 +36,7 @@ func TestBaseIsNotProvedByWhatNoRuntimeUnpacks(t *testing.T) {
 		"image": fake,
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := c.Image(t.Context(), push(t, host+"/team/"+name, "1", img), string(ref.Repository)+"@"+ref.Digest.String())
+			got, err := c.Image(t.Context(), push(t, host+"/team/"+name, "1", img), string(ref.Repository)+"@"+ref.Digest.String(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,7 +59,7 @@ func TestBaseIsProvedOfEveryPlatformThatCanRun(t *testing.T) {
 			Platform:    &v1.Platform{OS: "linux", Architecture: "arm64"},
 			Annotations: map[string]string{"vnd.docker.reference.type": "attestation-manifest"},
 		}})
-	got, err := c.Image(t.Context(), push(t, host+"/team/many", "1", idx), string(base.Repository)+"@"+base.Digest.String())
+	got, err := c.Image(t.Context(), push(t, host+"/team/many", "1", idx), string(base.Repository)+"@"+base.Digest.String(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,6 +80,6 @@ func TestG19IndexOfHugeManifests(t *testing.T) {
 		list = append(list, `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+attest.Hash([]byte("x")).String()+`","size":4000000,"platform":{"os":"linux","architecture":"amd64"}}`)
 	}
 	ref := f.serve("team/app", string(types.OCIImageIndex), `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[`+strings.Join(list, ",")+`]}`)
-	_, err := c.Image(t.Context(), ref, "")
+	_, err := c.Image(t.Context(), ref, "", nil)
 	want(t, err, attest.TooLarge)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -213,6 +214,13 @@ func (d *document) layers() []attest.Digest {
 	return out
 }
 
+// onlyLayers reports whether every blob is a layer. One of another type is in the
+// manifest and not in what runs: runtimes leave it out when they unpack the image
+// (containerd getLayers), so that such a manifest proves nothing.
+func (d *document) onlyLayers() bool {
+	return !slices.ContainsFunc(d.image.Layers, func(l v1.Descriptor) bool { return !l.MediaType.IsLayer() && l.MediaType != dockerZstd })
+}
+
 // digestOf returns the digest of a descriptor that check has passed.
 func digestOf(d v1.Descriptor) attest.Digest {
 	out, err := attest.ParseDigest(d.Digest.String())
@@ -234,12 +242,14 @@ type part struct {
 // proves which base image it is built on. baseHint is the caller's claim about
 // the base, "HOST/PATH[:TAG][@DIGEST]" or empty; a hint that the layers disprove
 // is no error but a claim with the result CONTRADICTED, which the gate refuses.
+// The hint "scratch" says that it is built on none. followed finds bases that
+// nobody names; it may be nil, and its errors are returned as they are.
 //
 // Errors: SUBJECT_NOT_FOUND, DIGEST_MISMATCH, MANIFEST_AMBIGUOUS, BAD_JSON,
 // BAD_DIGEST, TOO_MANY_LEVELS, TOO_LARGE for what is found; BAD_REFERENCE for the
 // hint; REGISTRY_NOT_ALLOWED, REGISTRY_DENIED, REGISTRY_UNAVAILABLE,
 // REDIRECT_REFUSED, TOKEN_REALM_REFUSED, PLAIN_HTTP_REFUSED.
-func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error) {
+func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string, followed Followed) (attest.Image, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
 	hint, err := parseHint(baseHint)
@@ -260,7 +270,7 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 			img.Platforms = append(img.Platforms, attest.Platform{Name: p.name, Digest: p.doc.digest})
 		}
 	}
-	img.Base, err = c.base(ctx, doc, parts, hint)
+	img.Base, err = c.base(ctx, doc, parts, hint, followed)
 	if err != nil {
 		return attest.Image{}, err
 	}
@@ -343,10 +353,13 @@ func (c *Client) children(ctx context.Context, repo attest.Repository, list []v1
 	return out, g.Wait()
 }
 
+// unspecified stands for a platform that an index does not name.
+const unspecified = "unspecified"
+
 // platformName returns os/arch[/variant], cleaned: an index may say anything.
 func platformName(p *v1.Platform) string {
 	if p == nil || p.OS == "" && p.Architecture == "" {
-		return "unspecified"
+		return unspecified
 	}
 	name := p.OS + "/" + p.Architecture
 	if p.Variant != "" {

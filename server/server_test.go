@@ -273,7 +273,7 @@ func blocked(s *testkit.Stack) (started <-chan struct{}, release func()) {
 			began <- struct{}{}
 			select {
 			case <-released:
-				return c.Registry.Image(ctx, ref, hint)
+				return c.Registry.Image(ctx, ref, hint, nil)
 			case <-ctx.Done():
 				return attest.Image{}, ctx.Err()
 			}
