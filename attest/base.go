@@ -85,6 +85,7 @@ type BaseClaim struct {
 	Digest Digest     `json:"digest,omitzero"`
 	Result BaseResult `json:"result"`
 	Detail string     `json:"detail,omitempty"`
+	Root   string     `json:"root,omitempty"` // foreign root that a claim from an attestation verified under
 }
 
 // Freshness says whether the base that an image was built on is still what its

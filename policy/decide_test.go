@@ -339,7 +339,25 @@ func TestDecideBase(t *testing.T) {
 		b.Result = r
 		return b
 	}
+	const attested = `{base_image: {allowed: ["registry.example.com/base/*"], proof: attested, roots: [hub]}}`
+	const claimedScratch = `{base_image: {allowed: ["registry.example.com/base/*"], proof: claimed, allow_scratch: true}}`
 	none := attest.Base{Result: attest.Unclaimed}
+	empty := attest.Base{Result: attest.Scratch, Claims: []attest.BaseClaim{{From: attest.BaseFromCaller, Name: "scratch", Result: attest.Scratch}}}
+	same := func(r attest.BaseResult, repos ...attest.Repository) attest.Base {
+		b := with(r, "docker.io/library/busybox")
+		for _, repo := range repos {
+			b.Equivalents = append(b.Equivalents, attest.BaseName{Repository: repo, Tag: "1", Digest: attest.Hash([]byte(repo))})
+		}
+		return b
+	}
+	by := func(root string, about attest.Digest) attest.Base {
+		b := with(attest.Attested, base)
+		if about.IsZero() {
+			about = b.Digest
+		}
+		b.Claims = []attest.BaseClaim{{From: attest.BaseFromAttestation, Digest: about, Result: attest.Attested, Root: root}}
+		return b
+	}
 	for _, row := range []struct {
 		name, rule string
 		bases      []attest.Base // one for each provenance, oldest first
@@ -357,7 +375,29 @@ func TestDecideBase(t *testing.T) {
 		{"contradicted, scratch allowed", scratch, []attest.Base{with(attest.Contradicted, base)}, attest.BaseContradicted},
 		{"C06 unknown", layers, []attest.Base{none}, attest.BaseUnproven},
 		{"unknown, claimed asked", claimed, []attest.Base{none}, attest.BaseUnproven},
-		{"unknown, scratch allowed", scratch, []attest.Base{none}, ""},
+		{"D12 unknown, scratch allowed", scratch, []attest.Base{none}, attest.BaseUnproven},
+		{"D12 unknown, anything but a contradiction allowed", claimedScratch, []attest.Base{none}, attest.BaseUnproven},
+		{"from scratch, allowed", scratch, []attest.Base{empty}, ""},
+		{"D12 from scratch", layers, []attest.Base{empty}, attest.BaseUnproven},
+		{"D12 from scratch, claimed asked", claimed, []attest.Base{empty}, attest.BaseUnproven},
+		{"D12 from scratch after a contradiction", scratch, []attest.Base{with(attest.Contradicted, base), empty}, attest.BaseContradicted},
+		{"D12 claimed after a contradiction", claimed, []attest.Base{with(attest.Contradicted, base), none, with(attest.Claimed, base)}, attest.BaseContradicted},
+		{"claimed after a proof after a contradiction", claimed, []attest.Base{with(attest.Contradicted, base), proven(base), with(attest.Claimed, base)}, ""},
+		{"proven by content", layers, []attest.Base{with(attest.ProvenDiffIDs, base)}, ""},
+		{"matched", layers, []attest.Base{with(attest.Matched, base)}, ""},
+		{"matched another", layers, []attest.Base{with(attest.Matched, "r.io/x")}, attest.BaseNotAllowed},
+		{"layers that an allowed base has as well", layers, []attest.Base{same(attest.ProvenLayers, "r.io/x", base)}, ""},
+		{"layers that other bases have as well", layers, []attest.Base{same(attest.ProvenLayers, "r.io/x", "r.io/y")}, attest.BaseNotAllowed},
+		{"D12 a claim that an allowed base is the same", claimed, []attest.Base{same(attest.Claimed, base)}, attest.BaseNotAllowed},
+		{"attested", attested, []attest.Base{by("hub", attest.Digest{})}, ""},
+		{"D12 attested, layers asked", layers, []attest.Base{by("hub", attest.Digest{})}, attest.BaseUnproven},
+		{"attested, claimed asked", claimed, []attest.Base{by("hub", attest.Digest{})}, ""},
+		{"attested under another root", attested, []attest.Base{by("other", attest.Digest{})}, attest.BaseUnproven},
+		{"another base attested", attested, []attest.Base{by("hub", attest.Hash(nil))}, attest.BaseUnproven},
+		{"attested by no claim", attested, []attest.Base{with(attest.Attested, base)}, attest.BaseUnproven},
+		{"D12 claimed, attested asked", attested, []attest.Base{with(attest.Claimed, base)}, attest.BaseUnproven},
+		{"proven, attested asked", attested, []attest.Base{proven(base)}, ""},
+		{"contradicted, attested asked", attested, []attest.Base{with(attest.Contradicted, base)}, attest.BaseContradicted},
 		{"a result of a later version", claimed, []attest.Base{with("MAYBE", base)}, attest.BaseUnproven},
 		{"proven, then nothing", layers, []attest.Base{proven(base), none}, ""},
 		{"proven, then contradicted", layers, []attest.Base{proven(base), with(attest.Contradicted, base)}, attest.BaseContradicted},
@@ -375,6 +415,37 @@ func TestDecideBase(t *testing.T) {
 			r := result(t, v, "base_image")
 			if r.Reason != row.want || (r.Outcome == attest.OK) != (row.want == "") || v.Allowed != (row.want == "") {
 				t.Errorf("%+v, want %q", r, row.want)
+			}
+		})
+	}
+}
+
+// A base is named as a person needs it: which one admits the image, and how to say
+// that there is none.
+func TestDecideBaseSays(t *testing.T) {
+	n := notary.New(t)
+	equal := proven("docker.io/library/busybox")
+	equal.Equivalents = []attest.BaseName{{Repository: base, Tag: "1", Digest: attest.Hash([]byte("equal"))}}
+	for _, row := range []struct {
+		name, rule  string
+		base        attest.Base
+		found, next string
+	}{
+		{"an equivalent", `{base_image: {allowed: ["registry.example.com/base/*"]}}`, equal,
+			string(base) + ":1@" + attest.Hash([]byte("equal")).String() + ", whose layers are those of " + equal.String() + " (PROVEN_LAYERS)", ""},
+		{"nothing said", `{base_image: {allowed: ["registry.example.com/base/*"]}}`, attest.Base{Result: attest.Unclaimed},
+			"no base that anybody names", "--base REF"},
+		{"nothing said, scratch allowed", `{base_image: {allowed: ["registry.example.com/base/*"], allow_scratch: true}}`, attest.Base{Result: attest.Unclaimed},
+			"no base that anybody names", "--base REF, or --base scratch when it has none"},
+		{"scratch", `{base_image: {allowed: ["registry.example.com/base/*"], allow_scratch: true}}`, attest.Base{Result: attest.Scratch},
+			"built from nothing, by the word of its job (SCRATCH)", ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			img := image(api, row.name, row.base)
+			ev := []*verifier.Evidence{n.Signature(t, job(), img), n.Provenance(t, job(), img)}
+			r := result(t, stage(t, one(`source_id: "1296269"`, row.rule), "test").Decide(policy.Request{Ref: img.Ref, Evidence: ev, Now: today}), "base_image")
+			if r.Found != row.found || !strings.HasSuffix(r.Next, row.next) || (row.next == "") != (r.Next == "") {
+				t.Errorf("found %q, next %q", r.Found, r.Next)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"slices"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -10,25 +11,36 @@ import (
 
 // How a base must be known.
 const (
-	proofLayers  = "layers"  // its layers are the image's first layers: the default
-	proofClaimed = "claimed" // somebody says so, and nothing contradicts it
+	proofLayers   = "layers"   // its layers are the image's first layers: the default
+	proofAttested = "attested" // that, or provenance signed under one of the named foreign roots names it
+	proofClaimed  = "claimed"  // somebody says so, and nothing contradicts it
 )
 
 // baseImageRule asks which image an image was built on.
 type baseImageRule struct {
 	allowed []placed
 	proof   string
-	scratch bool // also admit an image of which nobody names a base
+	roots   []string // foreign roots whose word counts
+	scratch bool     // also admit an image that is said to be built from nothing
 }
 
 func (l *loader) baseImage(n *yaml.Node, _ *Stage) rule {
 	r := &baseImageRule{proof: proofLayers}
 	ok := l.mapping(n, kindBaseImage, fields{
 		"allowed":       l.patterns(&r.allowed, false),
-		"proof":         l.oneOf("proof", &r.proof, proofLayers, proofClaimed),
+		"proof":         l.oneOf("proof", &r.proof, proofLayers, proofAttested, proofClaimed),
+		"roots":         l.texts("roots", func(_ *yaml.Node, s string) { r.roots = append(r.roots, s) }),
 		"allow_scratch": l.flag("allow_scratch", &r.scratch),
 	}, "allowed")
-	if !ok {
+	switch {
+	case !ok:
+		return nil
+	case r.proof == proofAttested && len(r.roots) == 0:
+		// What was signed elsewhere counts for rules that name its root, and for no other.
+		l.fail(n, "base_image with proof: attested needs roots: the names of the foreign roots whose provenance counts")
+		return nil
+	case r.proof != proofAttested && len(r.roots) > 0:
+		l.fail(n, "base_image has roots, which only proof: attested heeds")
 		return nil
 	}
 	return r
@@ -41,54 +53,105 @@ func (r *baseImageRule) spec() any {
 	return struct {
 		Allowed []string `json:"allowed"`
 		Proof   string   `json:"proof"`
+		Roots   []string `json:"roots,omitempty"`
 		Scratch bool     `json:"allow_scratch"`
-	}{texts(r.allowed), r.proof, r.scratch}
+	}{texts(r.allowed), r.proof, r.roots, r.scratch}
 }
 
 // judge takes the newest accepted provenance that says anything of a base: one
 // that says nothing takes nothing back. What an annotation claims is the pusher's
 // word and proves nothing (attacks D12).
 func (r *baseImageRule) judge(q *inquiry) attest.RuleResult {
-	out := attest.RuleResult{Outcome: attest.Fail, Required: r.required()}
-	for _, c := range q.accepted {
+	out := attest.RuleResult{Outcome: attest.Fail, Reason: attest.BaseUnproven, Required: r.required()}
+	for i, c := range q.accepted {
 		base := c.inner.Base
 		if base.Result == attest.Unclaimed {
 			continue
 		}
-		out.Record, out.Found = c.ID(), base.String()+" ("+string(base.Result)+")"
-		out.Reason, out.Next = r.against(base)
-		if out.Reason == "" {
+		// A contradiction is taken back by a proof and not by somebody's word.
+		if older := slices.IndexFunc(q.accepted[i:], shown); older > 0 && q.accepted[i+older].inner.Base.Result == attest.Contradicted {
+			c = q.accepted[i+older]
+			base = c.inner.Base
+		}
+		out.Record = c.ID()
+		if out.Reason, out.Found, out.Next = r.weigh(q, base); out.Reason == "" {
 			out.Outcome = attest.OK
 			q.use(c.Evidence)
 		}
 		return out
 	}
-	switch {
-	case len(q.accepted) == 0:
-		out.Reason, out.Found = attest.BaseUnproven, "no accepted provenance that could name the base"
+	if len(q.accepted) == 0 {
+		out.Found = "no accepted provenance that could name the base"
 		out.Next = "mend what the provenance rule says first"
-	case r.scratch:
-		out.Outcome, out.Found, out.Record = attest.OK, "no base that anybody names", q.accepted[0].ID()
-		q.use(q.accepted[0].Evidence)
-	default:
-		out.Reason, out.Found, out.Record = attest.BaseUnproven, "no base that anybody names", q.accepted[0].ID()
-		out.Next = "sign it again and name it: hallmark sign " + q.request.Ref.String() + " --base REF"
+		return out
 	}
+	out.Found, out.Record = "no base that anybody names", q.accepted[0].ID()
+	out.Next = nameIt(q, r.scratch)
 	return out
 }
 
-// against says why base is not admitted, "" when it is.
-func (r *baseImageRule) against(base attest.Base) (attest.Reason, string) {
-	proven := base.Result == attest.ProvenLayers
+// shown reports whether the layers say anything of the base.
+func shown(c *claimed) bool {
+	return c.inner.Base.Result.Proven() || c.inner.Base.Result == attest.Contradicted
+}
+
+// nameIt says how to sign an image again with its base.
+func nameIt(q *inquiry, scratch bool) string {
+	s := "sign it again and name it: hallmark sign " + q.request.Ref.String() + " --base REF"
+	if scratch {
+		s += ", or --base scratch when it has none"
+	}
+	return s
+}
+
+// weigh says why base is not admitted, "" when it is, what was found and what to do.
+func (r *baseImageRule) weigh(q *inquiry, base attest.Base) (reason attest.Reason, found, next string) {
+	found = base.String() + " (" + string(base.Result) + ")"
 	switch {
 	case base.Result == attest.Contradicted:
-		return attest.BaseContradicted, "the layers are not those of the base that is claimed: rebuild, or sign it again with the true --base"
-	case !proven && (base.Result != attest.Claimed || r.proof != proofClaimed):
-		return attest.BaseUnproven, "name a base in a registry that the service reads, so that its layers can be compared: hallmark sign … --base REF"
-	case !r.allows(base.Repository):
-		return attest.BaseNotAllowed, "build on an allowed base, or add this one to the rule"
+		return attest.BaseContradicted, found, "the layers are not those of the base that is claimed: rebuild, or sign it again with the true --base"
+	case base.Result == attest.Scratch && r.scratch:
+		return "", "built from nothing, by the word of its job (SCRATCH)", ""
+	case base.Result == attest.Scratch:
+		return attest.BaseUnproven, "built from nothing, by the word of its job (SCRATCH)", "build on an allowed base, or let the rule say allow_scratch: true"
+	case base.Result == attest.Attested && r.proof == proofAttested && !r.vouched(base):
+		return attest.BaseUnproven, found, "the attestation is not by a root that the rule names under roots: add the root, or name a base whose layers prove it"
+	case !r.enough(base):
+		return attest.BaseUnproven, found, "name a base in a registry that the service reads, so that its layers can be compared: hallmark sign … --base REF"
+	case r.allows(base.Repository):
+		return "", found, ""
 	}
-	return "", ""
+	// Nothing tells bases with the same layers apart: one that is allowed is in the
+	// image, whoever else publishes the same.
+	if base.Result.Proven() {
+		for _, e := range base.Equivalents {
+			if r.allows(e.Repository) {
+				return "", e.String() + ", whose layers are those of " + found, ""
+			}
+		}
+	}
+	return attest.BaseNotAllowed, found, "build on an allowed base, or add this one to the rule"
+}
+
+// enough reports whether the base is known as well as the rule asks.
+func (r *baseImageRule) enough(base attest.Base) bool {
+	switch base.Result {
+	case attest.ProvenLayers, attest.ProvenDiffIDs, attest.Matched:
+		return true
+	case attest.Attested:
+		// To whom proof: claimed is enough, a root's word is as well.
+		return r.proof == proofAttested || r.proof == proofClaimed
+	case attest.Claimed:
+		return r.proof == proofClaimed
+	}
+	return false
+}
+
+// vouched reports whether a root that the rule names attests the base.
+func (r *baseImageRule) vouched(base attest.Base) bool {
+	return slices.ContainsFunc(base.Claims, func(c attest.BaseClaim) bool {
+		return c.From == attest.BaseFromAttestation && c.Result == attest.Attested && c.Digest == base.Digest && slices.Contains(r.roots, c.Root)
+	})
 }
 
 func (r *baseImageRule) allows(repo attest.Repository) bool {
@@ -105,8 +168,11 @@ func (r *baseImageRule) required() string {
 	if r.scratch {
 		s += ", or none"
 	}
-	if r.proof == proofLayers {
+	switch r.proof {
+	case proofLayers:
 		return s + ", proved by its layers"
+	case proofAttested:
+		return s + ", proved by its layers or attested under " + strings.Join(r.roots, " or ")
 	}
 	return s + ", proved or claimed"
 }
