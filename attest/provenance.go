@@ -265,13 +265,12 @@ func dependencies(b Build, base Base) ([]slsa.ResourceDescriptor, bool) {
 // grades says for each field how it is known, by JSON pointer into the statement.
 // What has none is the service's own word: the build type, when it was finished, the
 // key of the request, and these grades.
-func grades(def slsa.ProvenanceBuildDefinition, base bool, in ProvenanceInput) map[string]Grade {
+func grades(def slsa.ProvenanceBuildDefinition, fromRegistry bool, in ProvenanceInput) map[string]Grade {
 	b := in.Builder.Build
 	const d = "/predicate/buildDefinition"
 	g := map[string]Grade{
 		"/subject": GradeCaller, // that this job built this digest is the job's word
 		d + "/internalParameters/hallmark_claims":     GradeClaim,
-		d + "/internalParameters/hallmark_token":      GradeClaim,
 		"/predicate/runDetails/builder/id":            GradeClaim,
 		"/predicate/runDetails/metadata/invocationId": GradeClaim,
 	}
@@ -281,9 +280,15 @@ func grades(def slsa.ProvenanceBuildDefinition, base bool, in ProvenanceInput) m
 	if def.BuildType == BuildTypeGitHub {
 		g[d+"/internalParameters/github"] = GradeClaim
 	}
-	if grade := in.Image.Base.Result.Grade(); grade != "" {
-		g[d+"/internalParameters/hallmark_base"] = grade
+	// The key of the request stands beside the token's claims and is none.
+	token := []string{""}
+	if in.Use != "" {
+		token = []string{"/id", "/issuer", "/subject", "/provider", "/expires"}
 	}
+	for _, field := range token {
+		g[d+"/internalParameters/hallmark_token"+field] = GradeClaim
+	}
+	gradeBase(g, d+"/internalParameters/hallmark_base", in.Image.Base)
 	if in.BaseHint != "" {
 		g[d+"/internalParameters/hallmark_hints"] = GradeCaller
 	}
@@ -293,8 +298,27 @@ func grades(def slsa.ProvenanceBuildDefinition, base bool, in ProvenanceInput) m
 	for i := range def.ResolvedDependencies {
 		g[d+"/resolvedDependencies/"+strconv.Itoa(i)] = GradeClaim
 	}
-	if base {
+	if fromRegistry {
 		g[d+"/resolvedDependencies/"+strconv.Itoa(len(def.ResolvedDependencies)-1)] = in.Image.Base.Result.Grade()
 	}
 	return g
+}
+
+// gradeBase grades what is said of the base. Who claimed it, and under which tag,
+// stays somebody's word even where the layers prove the base.
+func gradeBase(g map[string]Grade, at string, b Base) {
+	grade := b.Result.Grade()
+	if grade == "" {
+		return
+	}
+	g[at] = grade
+	if grade == GradeCaller {
+		return
+	}
+	if b.Tag != "" && b.Result != Matched {
+		g[at+"/tag"] = GradeCaller
+	}
+	if len(b.Claims) > 0 {
+		g[at+"/claims"] = GradeCaller
+	}
 }

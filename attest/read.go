@@ -1,9 +1,10 @@
 package attest
 
 import (
-	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -80,28 +81,36 @@ func (p Provenance) CheckParameters() error {
 	}
 	switch p.BuildDefinition.BuildType {
 	case BuildTypeGitHub:
-		var said, want workflowParameters
+		// GitHub's reader finds some claims a second time, under GitHub's names.
+		if g := p.Internal().GitHub; g == nil || !slices.Contains(gitHubEvents, c.Event) || *g != (gitHubParameters{c.Event, c.RepositoryID, c.OwnerID, c.Runner}) {
+			return Errorf(StatementMalformed, "the build type is GitHub's and its internal parameters are not what the verified claims give")
+		}
+		var want workflowParameters
 		want.Workflow.Ref, want.Workflow.Repository, want.Workflow.Path = c.Ref, c.SourceURI, c.WorkflowPath
-		return sameParameters(raw, &said, want)
+		return sameParameters(raw, want)
 	case BuildTypeOIDC:
-		var said oidcParameters
 		want := oidcParameters{Source: SourceUnknown}
 		if c.HasSource() {
 			want = oidcParameters{c.SourceURI, c.Ref, c.ConfigURI}
 		}
-		return sameParameters(raw, &said, want)
+		return sameParameters(raw, want)
 	}
 	return Errorf(StatementMalformed, "build type %q is none that this service writes", clip(p.BuildDefinition.BuildType))
 }
 
-func sameParameters[T comparable](raw []byte, said *T, want T) error {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	if err := d.Decode(said); err != nil {
-		return Errorf(StatementMalformed, "external parameters are not those of the build type: %w", err)
+// sameParameters compares names exactly, where decoding into a struct would take
+// "SOURCE" for "source".
+func sameParameters(raw []byte, want any) error {
+	written, err := json.Marshal(want)
+	if err != nil {
+		return fmt.Errorf("marshalling external parameters: %w", err)
 	}
-	if *said != want {
-		return Errorf(StatementMalformed, "external parameters say something else than the verified claims")
+	var said, expected any
+	if err := errors.Join(json.Unmarshal(raw, &said), json.Unmarshal(written, &expected)); err != nil {
+		return Errorf(StatementMalformed, "external parameters cannot be read: %w", err)
+	}
+	if !reflect.DeepEqual(said, expected) {
+		return Errorf(StatementMalformed, "external parameters are not exactly what build type and verified claims give")
 	}
 	return nil
 }
