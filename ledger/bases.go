@@ -22,11 +22,12 @@ const sideVersion = 1
 // to find is in the provenance that was signed then. They may be lost (design
 // promise 6): the next sweep fills them again, without the times before it.
 const sideTables = `
+-- source is the reference that is followed, as configured: perhaps a mirror's.
 CREATE TABLE followed (
-	prefix BLOB NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL, digest BLOB NOT NULL, manifest BLOB NOT NULL,
+	prefix BLOB NOT NULL, source TEXT NOT NULL, repository TEXT NOT NULL, tag TEXT NOT NULL, digest BLOB NOT NULL, manifest BLOB NOT NULL,
 	platform TEXT NOT NULL, layers INTEGER NOT NULL, first_seen INTEGER NOT NULL, last_current INTEGER NOT NULL,
-	PRIMARY KEY (prefix, repository, tag, digest, manifest, platform)) WITHOUT ROWID;
-CREATE INDEX followed_tag ON followed (repository, tag, last_current);
+	PRIMARY KEY (prefix, source, repository, tag, digest, manifest, platform)) WITHOUT ROWID;
+CREATE INDEX followed_source ON followed (source, last_current);
 
 CREATE TABLE base_states (
 	repository TEXT NOT NULL, tag TEXT NOT NULL, digest BLOB NOT NULL, manifests BLOB NOT NULL,
@@ -41,8 +42,8 @@ var sideNames = []string{"followed", "base_states"}
 const (
 	maxFollowedVersions = 200     // of one tag: digests that it named, the newest
 	maxBaseStates       = 100_000 // rows
-	maxFoundBases       = 256     // answers to one question
-	maxPrefixes         = 1 << 14 // of one question: 64 platforms with 256 layers
+	maxFoundBases       = 4096    // answers to one question
+	maxPrefixes         = 1 << 15 // of one question: 64 platforms with 512 layers
 )
 
 // metaSide is the name in the table meta of sideVersion.
@@ -87,43 +88,41 @@ type FollowedBase struct {
 	LastCurrent time.Time     // and last
 }
 
-// PutFollowed notes what a followed tag names at a time: one row for each
-// platform. Of the digests that it named before, the newest 200 are kept.
-func (l *Ledger) PutFollowed(ctx context.Context, repo attest.Repository, tag string, at time.Time, bases []FollowedBase) error {
+// PutFollowed notes what the reference source, which is followed, names at a time:
+// one row for each platform. Of the digests that it named before, the newest 200 are
+// kept.
+func (l *Ledger) PutFollowed(ctx context.Context, source string, at time.Time, bases []FollowedBase) error {
 	if err := l.ready(); err != nil {
 		return err
 	}
 	return unavailable("noting a followed base", l.index.update(ctx, func(t *txn) error {
 		for _, b := range bases {
-			if b.Repository != repo || b.Tag != tag {
-				return fmt.Errorf("base %s is not of %s:%s", b.BaseName, repo, tag)
-			}
-			_, err := t.exec(`INSERT INTO followed (prefix, repository, tag, digest, manifest, platform, layers, first_seen, last_current)
-				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)
-				ON CONFLICT (prefix, repository, tag, digest, manifest, platform) DO UPDATE SET last_current = excluded.last_current`,
-				b.Prefix[:], string(repo), tag, b.Digest[:], b.Manifest[:], b.Platform, b.Layers, at.Unix())
+			_, err := t.exec(`INSERT INTO followed (prefix, source, repository, tag, digest, manifest, platform, layers, first_seen, last_current)
+				VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+				ON CONFLICT (prefix, source, repository, tag, digest, manifest, platform) DO UPDATE SET last_current = excluded.last_current`,
+				b.Prefix[:], source, string(b.Repository), b.Tag, b.Digest[:], b.Manifest[:], b.Platform, b.Layers, at.Unix())
 			if err != nil {
 				return err
 			}
 		}
-		_, err := t.exec(`DELETE FROM followed WHERE repository = $1 AND tag = $2 AND digest NOT IN (
-			SELECT digest FROM followed WHERE repository = $1 AND tag = $2 GROUP BY digest ORDER BY max(last_current) DESC, digest LIMIT $3)`,
-			string(repo), tag, maxFollowedVersions)
+		_, err := t.exec(`DELETE FROM followed WHERE source = $1 AND digest NOT IN (
+			SELECT digest FROM followed WHERE source = $1 GROUP BY digest ORDER BY max(last_current) DESC, digest LIMIT $2)`,
+			source, maxFollowedVersions)
 		return err
 	}))
 }
 
-// Unfollow forgets the bases of all tags that are not among keep.
-func (l *Ledger) Unfollow(ctx context.Context, keep []attest.BaseName) error {
+// Unfollow forgets the bases of all references that are not among keep.
+func (l *Ledger) Unfollow(ctx context.Context, keep []string) error {
 	if err := l.ready(); err != nil {
 		return err
 	}
-	var gone []attest.BaseName
-	err := l.index.each(ctx, `SELECT DISTINCT repository, tag FROM followed`, nil, func(scan func(...any) error) error {
-		var b attest.BaseName
-		err := scan((*string)(&b.Repository), &b.Tag)
-		if !slices.Contains(keep, b) {
-			gone = append(gone, b)
+	var gone []string
+	err := l.index.each(ctx, `SELECT DISTINCT source FROM followed`, nil, func(scan func(...any) error) error {
+		var source string
+		err := scan(&source)
+		if !slices.Contains(keep, source) {
+			gone = append(gone, source)
 		}
 		return err
 	})
@@ -131,8 +130,8 @@ func (l *Ledger) Unfollow(ctx context.Context, keep []attest.BaseName) error {
 		return unavailable("reading followed bases", err)
 	}
 	return unavailable("forgetting followed bases", l.index.update(ctx, func(t *txn) error {
-		for _, b := range gone {
-			if _, err := t.exec(`DELETE FROM followed WHERE repository = $1 AND tag = $2`, string(b.Repository), b.Tag); err != nil {
+		for _, source := range gone {
+			if _, err := t.exec(`DELETE FROM followed WHERE source = $1`, source); err != nil {
 				return err
 			}
 		}
@@ -141,7 +140,7 @@ func (l *Ledger) Unfollow(ctx context.Context, keep []attest.BaseName) error {
 }
 
 // FollowedBases returns the followed bases whose layers hash to one of the
-// prefixes: the deepest first, then those that were current last; at most 256.
+// prefixes: those that were current last first, of these the deepest; at most 4096.
 func (l *Ledger) FollowedBases(ctx context.Context, prefixes []attest.Digest) ([]FollowedBase, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
@@ -170,7 +169,14 @@ func (l *Ledger) FollowedBases(ctx context.Context, prefixes []attest.Digest) ([
 		}
 	}
 	slices.SortStableFunc(out, func(a, b FollowedBase) int {
-		return cmp.Or(cmp.Compare(b.Layers, a.Layers), b.LastCurrent.Compare(a.LastCurrent))
+		return cmp.Or(b.LastCurrent.Compare(a.LastCurrent), cmp.Compare(b.Layers, a.Layers))
+	})
+	seen := map[FollowedBase]bool{}
+	out = slices.DeleteFunc(out, func(b FollowedBase) bool { // followed under two names
+		b.FirstSeen, b.LastCurrent = time.Time{}, time.Time{}
+		twice := seen[b]
+		seen[b] = true
+		return twice
 	})
 	return out[:min(len(out), maxFoundBases)], nil
 }
@@ -180,7 +186,7 @@ const prefixesAtOnce = 64
 // findFollowed takes how many rows at most, then the prefixes.
 var findFollowed = `SELECT prefix, repository, tag, digest, manifest, platform, layers, first_seen, last_current FROM followed
 	WHERE prefix IN ` + strings.Replace(placeholders(1, prefixesAtOnce+1), "$1,", "", 1) + `
-	ORDER BY layers DESC, last_current DESC, repository, tag, digest, manifest, platform LIMIT $1`
+	ORDER BY last_current DESC, layers DESC, repository, tag, digest, manifest, platform LIMIT $1`
 
 func scanFollowed(scan func(...any) error) (FollowedBase, error) {
 	var b FollowedBase

@@ -11,7 +11,10 @@ import (
 	"github.com/hallmarkd/hallmark/ledger"
 )
 
-const debian = attest.Repository("registry.example.com/base/debian")
+const (
+	debian = attest.Repository("registry.example.com/base/debian")
+	source = "mirror.example.com/debian:12" // under which it is followed
+)
 
 func digest(name string, n int) attest.Digest { return attest.Hash(fmt.Appendf(nil, "%s %d", name, n)) }
 
@@ -44,7 +47,7 @@ func TestFollowedBases(t *testing.T) {
 	}
 	put := func(at time.Time, bases ...ledger.FollowedBase) {
 		t.Helper()
-		if err := l.PutFollowed(t.Context(), debian, "12", at, bases); err != nil {
+		if err := l.PutFollowed(t.Context(), source, at, bases); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -61,13 +64,13 @@ func TestFollowedBases(t *testing.T) {
 	}
 
 	// The tag moves to an index with the same layers for amd64: both are answers,
-	// the current one first, behind what has more layers.
+	// the current one first.
 	moved := followed(2, "linux/amd64", 1)
 	moved.Prefix = amd.Prefix
 	put(start.Add(2*time.Hour), moved)
-	want := names([]ledger.FollowedBase{arm, moved, amd})
+	want := names([]ledger.FollowedBase{moved, arm, amd})
 	if diff := cmp.Diff(want, names(ask(amd.Prefix, arm.Prefix))); diff != "" {
-		t.Errorf("the deepest, then the newest first:\n%s", diff)
+		t.Errorf("the newest, then the deepest first:\n%s", diff)
 	}
 
 	// More prefixes than one statement takes, and too many.
@@ -78,14 +81,24 @@ func TestFollowedBases(t *testing.T) {
 	if out := ask(append(many, arm.Prefix)...); len(out) != 1 {
 		t.Errorf("among many prefixes: %v", names(out))
 	}
-	if _, err := l.FollowedBases(t.Context(), make([]attest.Digest, 1<<14+1)); attest.ReasonOf(err) != attest.TooLarge {
+	if _, err := l.FollowedBases(t.Context(), make([]attest.Digest, 1<<15+1)); attest.ReasonOf(err) != attest.TooLarge {
 		t.Errorf("too many prefixes: %v", err)
 	}
-	if err := l.PutFollowed(t.Context(), debian, "11", start, []ledger.FollowedBase{amd}); err == nil {
-		t.Error("a base of another tag was noted")
-	}
 
-	if err := l.Unfollow(t.Context(), []attest.BaseName{{Repository: debian, Tag: "11"}}); err != nil {
+	// Followed under two names it is still one base.
+	if err := l.PutFollowed(t.Context(), string(debian)+":12", start.Add(3*time.Hour), []ledger.FollowedBase{moved}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, names(ask(amd.Prefix, arm.Prefix))); diff != "" {
+		t.Errorf("followed twice:\n%s", diff)
+	}
+	if err := l.Unfollow(t.Context(), []string{string(debian) + ":12"}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(names([]ledger.FollowedBase{moved}), names(ask(amd.Prefix, arm.Prefix))); diff != "" {
+		t.Errorf("one of two is followed:\n%s", diff)
+	}
+	if err := l.Unfollow(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if out := ask(amd.Prefix, arm.Prefix); len(out) != 0 {
@@ -103,7 +116,7 @@ func TestFollowedBasesAreBounded(t *testing.T) {
 	for i := range 205 {
 		b := followed(i, "linux/amd64", 1)
 		prefixes = append(prefixes, b.Prefix)
-		if err := l.PutFollowed(t.Context(), debian, "12", start.Add(time.Duration(i)*time.Hour), []ledger.FollowedBase{b}); err != nil {
+		if err := l.PutFollowed(t.Context(), source, start.Add(time.Duration(i)*time.Hour), []ledger.FollowedBase{b}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -190,7 +203,7 @@ func TestSideTablesMayBeLost(t *testing.T) {
 			l := k.open()
 			k.append(l, k.signing(k.credential("1"), 1, "1")...)
 			b := followed(1, "linux/amd64", 1)
-			if err := l.PutFollowed(t.Context(), debian, "12", start, []ledger.FollowedBase{b}); err != nil {
+			if err := l.PutFollowed(t.Context(), source, start, []ledger.FollowedBase{b}); err != nil {
 				t.Fatal(err)
 			}
 			before := snapshot(t, l)
@@ -205,7 +218,7 @@ func TestSideTablesMayBeLost(t *testing.T) {
 			if out, err := l.FollowedBases(t.Context(), []attest.Digest{b.Prefix}); err != nil || len(out) != 0 {
 				t.Errorf("%v %v", out, err)
 			}
-			if err := l.PutFollowed(t.Context(), debian, "12", start, []ledger.FollowedBase{b}); err != nil {
+			if err := l.PutFollowed(t.Context(), source, start, []ledger.FollowedBase{b}); err != nil {
 				t.Error(err)
 			}
 			k.fsck(l)
