@@ -135,17 +135,14 @@ func provenances() map[string]attest.ProvenanceInput {
 			SAN: san, TokenID: attest.Key("token"), Expires: time.Date(2026, 11, 20, 12, 5, 0, 0, time.UTC),
 		}
 	}
-	reusable := "acme/builders/.github/workflows/image.yml"
 	out := map[string]attest.ProvenanceInput{
 		"github":             said(gitHub()),
 		"github release":     input(with(gitHub(), func(id *attest.Identity) { id.Build.Event, id.Build.Ref = "release", "refs/tags/v1@2" }), single),
 		"github schedule":    input(with(gitHub(), func(id *attest.Identity) { id.Build.Event = "schedule" }), single),
 		"github self-hosted": input(with(gitHub(), func(id *attest.Identity) { id.Build.Runner = "self-hosted" }), single),
-		"github reusable": input(with(gitHub(), func(id *attest.Identity) {
-			id.Reusable, id.Build.SignerURI, id.Build.SignerDigest = reusable, "https://github.com/"+reusable+"@refs/tags/v1", strings.Repeat("b", 40)
-		}), single),
-		"gitlab":        said(gitLab()),
-		"gitlab hosted": input(with(gitLab(), func(id *attest.Identity) { id.Build.Runner = "gitlab-hosted" }), single),
+		"github reusable":    input(with(gitHub(), onReusable), single),
+		"gitlab":             said(gitLab()),
+		"gitlab hosted":      input(with(gitLab(), func(id *attest.Identity) { id.Build.Runner = "gitlab-hosted" }), single),
 		"gitlab without its own configuration": input(with(gitLab(), func(id *attest.Identity) {
 			id.Build.ConfigURI, id.Build.ConfigDigest, id.Build.SignerURI, id.Build.SignerDigest = "", "", "", ""
 		}), single),
