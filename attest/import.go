@@ -33,6 +33,14 @@ type Foreigner struct {
 	Build  Build  `json:"build,omitzero"`   // what the certificate's extensions say
 }
 
+// Layer is a layer of cosign's legacy .sig or .att image with the annotations that
+// make a signature of it. As JSON it is the Content of these forms.
+type Layer struct {
+	MediaType   string            `json:"mediaType"`
+	Annotations map[string]string `json:"annotations,omitempty"` // those of cosign
+	Payload     []byte            `json:"payload"`
+}
+
 // ImportStatement returns the record of foreign evidence about an image.
 func ImportStatement(ref ImageRef, in Import) ([]byte, error) {
 	return marshal(PredicateImport, subjects(ref.Repository, []Digest{ref.Digest}), in)

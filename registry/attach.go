@@ -327,7 +327,7 @@ func (c *Client) referrers(ctx context.Context, s *session, ref attest.ImageRef,
 	skip := time.Now().Before(c.noListing[ref.Repository])
 	c.mu.Unlock()
 	if !skip {
-		l, err := s.referrersAPI(ctx, ref.Digest)
+		l, err := s.referrersAPI(ctx, ref.Digest, string(bundleType))
 		if l != nil || err != nil {
 			return l, err
 		}
@@ -343,11 +343,15 @@ func (c *Client) referrers(ctx context.Context, s *session, ref attest.ImageRef,
 	return s.referrersTag(ctx, ref.Digest)
 }
 
-// referrersAPI asks the referrers API, page by page. It returns nil when the
-// registry has none (distribution-spec: 404; others answer 400, 405, 406, 501).
-func (s *session) referrersAPI(ctx context.Context, d attest.Digest) (*listing, error) {
+// referrersAPI asks the referrers API, page by page, for one artifact type or, with
+// "", for all. It returns nil when the registry has none (distribution-spec: 404;
+// others answer 400, 405, 406, 501).
+func (s *session) referrersAPI(ctx context.Context, d attest.Digest, artifactType string) (*listing, error) {
 	base := "referrers/" + d.String()
-	path := base + "?artifactType=" + url.QueryEscape(string(bundleType))
+	path := base
+	if artifactType != "" {
+		path += "?artifactType=" + url.QueryEscape(artifactType)
+	}
 	l := &listing{api: true, byDigest: map[string]json.RawMessage{}}
 	for page := 0; path != ""; page++ {
 		a, err := s.do(ctx, http.MethodGet, path, nil, maxManifest, "Accept", string(types.OCIImageIndex))

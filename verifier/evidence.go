@@ -95,16 +95,27 @@ type Signer struct {
 
 // signerOf reads who a certificate was issued to. The certificate is verified.
 func (v *Verifier) signerOf(cert *x509.Certificate) (Signer, error) {
-	ext, err := certificate.ParseExtensions(cert.Extensions)
+	issuer, build, err := Certified(cert)
 	if err != nil {
-		return Signer{}, attest.Errorf(attest.CertificateInvalid, "the certificate's extensions cannot be read: %w", err)
+		return Signer{}, err
 	}
-	if ext.Issuer == "" {
+	if issuer == "" {
 		return Signer{}, attest.Errorf(attest.CertificateInvalid, "the certificate does not say who vouched for its holder")
 	}
-	s := Signer{SAN: cert.URIs[0].String(), Issuer: ext.Issuer}
+	s := Signer{SAN: cert.URIs[0].String(), Issuer: issuer, Build: build}
 	s.Gate = s.SAN == v.service+"/gate" && s.Issuer == v.service
-	s.Build = attest.Build{
+	return s, nil
+}
+
+// Certified reads what a certificate's Fulcio extensions say: the OIDC issuer of its
+// holder, "" without one, and the build. It does not verify the certificate. Errors:
+// CERTIFICATE_INVALID.
+func Certified(cert *x509.Certificate) (issuer string, build attest.Build, err error) {
+	ext, err := certificate.ParseExtensions(cert.Extensions)
+	if err != nil {
+		return "", attest.Build{}, attest.Errorf(attest.CertificateInvalid, "the certificate's extensions cannot be read: %w", err)
+	}
+	build = attest.Build{
 		SourceURI: ext.SourceRepositoryURI, RepositoryID: ext.SourceRepositoryIdentifier,
 		OwnerURI: ext.SourceRepositoryOwnerURI, OwnerID: ext.SourceRepositoryOwnerIdentifier,
 		Visibility: ext.SourceRepositoryVisibilityAtSigning, Commit: ext.SourceRepositoryDigest, Ref: ext.SourceRepositoryRef,
@@ -112,8 +123,8 @@ func (v *Verifier) signerOf(cert *x509.Certificate) (Signer, error) {
 		SignerURI: ext.BuildSignerURI, SignerDigest: ext.BuildSignerDigest, Event: ext.BuildTrigger,
 		RunURI: ext.RunInvocationURI, Runner: ext.RunnerEnvironment, Environment: ext.DeploymentEnvironment,
 	}
-	derive(&s.Build)
-	return s, nil
+	derive(&build)
+	return ext.Issuer, build, nil
 }
 
 // derive fills in what follows from the URIs, and leaves empty what does not
