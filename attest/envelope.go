@@ -33,15 +33,19 @@ type Envelope struct {
 // PAE is the DSSE pre-authentication encoding (DSSE protocol.md, "Signature
 // Definition").
 func PAE(payloadType string, payload []byte) []byte {
-	b := make([]byte, 0, len(payloadType)+len(payload)+32)
+	return append(paeHead(payloadType, payload), payload...)
+}
+
+// paeHead is what stands before the payload.
+func paeHead(payloadType string, payload []byte) []byte {
+	b := make([]byte, 0, len(payloadType)+40)
 	b = append(b, "DSSEv1 "...)
 	b = strconv.AppendInt(b, int64(len(payloadType)), 10)
 	b = append(b, ' ')
 	b = append(b, payloadType...)
 	b = append(b, ' ')
 	b = strconv.AppendInt(b, int64(len(payload)), 10)
-	b = append(b, ' ')
-	return append(b, payload...)
+	return append(b, ' ')
 }
 
 // Signed returns the SHA-256 of the bytes that the signature covers.
@@ -49,7 +53,10 @@ func (e Envelope) Signed() [sha256.Size]byte {
 	if e.PayloadType == PrecertificatePayload {
 		return sha256.Sum256(e.Payload)
 	}
-	return sha256.Sum256(PAE(e.PayloadType, e.Payload))
+	h := sha256.New()
+	h.Write(paeHead(e.PayloadType, e.Payload))
+	h.Write(e.Payload) // of up to 16 MiB, which PAE would copy
+	return [sha256.Size]byte(h.Sum(nil))
 }
 
 // The fields below stand in lexical order and hold only ASCII that JSON need

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -32,23 +31,6 @@ const (
 	PredicateImport     = hallmarkPredicates + "import/v1"
 )
 
-// Reserved reports whether only the service itself may sign this predicate
-// type, in any version and spelling: a caller's predicate that a verifier could
-// take for the service's own would be a lie in its name (attacks D01).
-func Reserved(predicateType string) bool {
-	t := strings.ToLower(predicateType)
-	for _, family := range []string{
-		"https://slsa.dev/provenance", "https://slsa.dev/verification_summary",
-		"https://sigstore.dev/cosign/sign", "https://cosign.sigstore.dev/attestation",
-		strings.ToLower(hallmarkPredicates),
-	} {
-		if strings.HasPrefix(t, family) {
-			return true
-		}
-	}
-	return false
-}
-
 // Subject is one artifact that a statement is about. It is matched by digest
 // alone; the name is for people and for the index.
 type Subject struct {
@@ -68,11 +50,15 @@ type Statement struct {
 
 // marshal returns the one byte string that is signed and stored.
 func marshal(predicateType string, subjects []Subject, predicate any) ([]byte, error) {
-	body, err := json.Marshal(predicate)
-	if err != nil {
-		return nil, fmt.Errorf("marshalling %s: %w", predicateType, err)
+	body, isJSON := predicate.(json.RawMessage)
+	if !isJSON { // what is JSON already stays as it is, but for the spaces between
+		var err error
+		if body, err = json.Marshal(predicate); err != nil {
+			return nil, fmt.Errorf("marshalling %s: %w", predicateType, err)
+		}
 	}
 	var out bytes.Buffer
+	out.Grow(len(body) + 1024)
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(Statement{StatementType, subjects, predicateType, body}); err != nil {

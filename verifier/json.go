@@ -11,12 +11,13 @@ import (
 	"github.com/hallmarkd/hallmark/attest"
 )
 
-// maxDepth bounds how deep arrays and objects may be nested.
-const maxDepth = 64
+// maxDepth bounds how deep arrays and objects may be nested: a statement with the
+// deepest predicate that is signed.
+const maxDepth = attest.MaxPredicateDepth + 1
 
 // Decode is a strict JSON decoder for bytes that somebody else wrote: it accepts
 // only what every parser reads alike (attest.StrictJSON; attacks D03, D04, D09),
-// nested at most 64 deep, and only names that into has, compared exactly, where
+// nested at most 129 deep, and only names that into has, compared exactly, where
 // encoding/json ignores case. Inside a json.RawMessage any name may stand. It
 // returns BAD_JSON, and then into is not touched.
 func Decode(data []byte, into any) error {

@@ -469,7 +469,7 @@ func TestStatements(t *testing.T) {
 		{"D04 not UTF-8", strings.Replace(with(one), "example", "ex\xffmple", 1), attest.StatementMalformed, false},
 		{"D04 half a character", strings.Replace(with(one), "example", `ex\ud800mple`, 1), attest.StatementMalformed, false},
 		{"D04 number out of range", strings.Replace(with(one), `{}}`, `{"a":1e400}}`, 1), attest.StatementMalformed, false},
-		{"D04 nested", strings.Replace(with(one), `{}}`, `{"a":`+strings.Repeat("[", 70)+strings.Repeat("]", 70)+`}}`, 1), attest.StatementMalformed, true},
+		{"D04 nested", strings.Replace(with(one), `{}}`, `{"a":`+strings.Repeat("[", 130)+strings.Repeat("]", 130)+`}}`, 1), attest.StatementMalformed, true},
 		{"D04 empty", "", attest.StatementMalformed, false},
 		{"D04 an array", `[]`, attest.StatementMalformed, false},
 		{"D02 no predicate type", strings.Replace(with(one), "https://example.com/x", "", 1), attest.PredicateType, true},
