@@ -2,6 +2,7 @@ package attest
 
 import (
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -128,6 +129,26 @@ func (n BaseName) String() string {
 		s += "@" + n.Digest.String()
 	}
 	return s
+}
+
+// tagPattern is that of the distribution-spec, "Pulling manifests".
+var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+// ParseBaseTag reads HOST/PATH:TAG, the name of a base image that moves. Anything
+// else, also with a digest, is BAD_REFERENCE.
+func ParseBaseTag(s string) (BaseName, error) {
+	i := strings.LastIndexByte(s, ':')
+	if strings.Contains(s, "@") || i <= strings.LastIndexByte(s, '/') {
+		return BaseName{}, Errorf(BadReference, "%q is not HOST/PATH:TAG", clip(s))
+	}
+	repo, err := ParseRepository(s[:i])
+	if err != nil {
+		return BaseName{}, err
+	}
+	if !tagPattern.MatchString(s[i+1:]) {
+		return BaseName{}, Errorf(BadReference, "%q is not a tag: letters, digits, '.', '_' and '-', at most 128", clip(s[i+1:]))
+	}
+	return BaseName{Repository: repo, Tag: s[i+1:]}, nil
 }
 
 // PackageURL returns the base as a package URL of type oci (purl-spec,

@@ -112,6 +112,22 @@ func (l *Ledger) PutFollowed(ctx context.Context, source string, at time.Time, b
 	}))
 }
 
+// NewestFollowed returns what source named last, one for each platform.
+func (l *Ledger) NewestFollowed(ctx context.Context, source string) ([]FollowedBase, error) {
+	if err := l.ready(); err != nil {
+		return nil, err
+	}
+	var out []FollowedBase
+	err := l.index.each(ctx, `SELECT `+followedColumns+` FROM followed
+		WHERE source = $1 AND last_current = (SELECT max(last_current) FROM followed WHERE source = $1)
+		ORDER BY digest, platform, manifest, prefix`, []any{source}, func(scan func(...any) error) error {
+		b, err := scanFollowed(scan)
+		out = append(out, b)
+		return err
+	})
+	return out, unavailable("reading followed bases", err)
+}
+
 // Unfollow forgets the bases of all references that are not among keep.
 func (l *Ledger) Unfollow(ctx context.Context, keep []string) error {
 	if err := l.ready(); err != nil {
@@ -181,10 +197,13 @@ func (l *Ledger) FollowedBases(ctx context.Context, prefixes []attest.Digest) ([
 	return out[:min(len(out), maxFoundBases)], nil
 }
 
-const prefixesAtOnce = 64
+const (
+	prefixesAtOnce  = 64
+	followedColumns = `prefix, repository, tag, digest, manifest, platform, layers, first_seen, last_current`
+)
 
 // findFollowed takes how many rows at most, then the prefixes.
-var findFollowed = `SELECT prefix, repository, tag, digest, manifest, platform, layers, first_seen, last_current FROM followed
+var findFollowed = `SELECT ` + followedColumns + ` FROM followed
 	WHERE prefix IN ` + strings.Replace(placeholders(1, prefixesAtOnce+1), "$1,", "", 1) + `
 	ORDER BY last_current DESC, layers DESC, repository, tag, digest, manifest, platform LIMIT $1`
 

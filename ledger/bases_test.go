@@ -73,6 +73,13 @@ func TestFollowedBases(t *testing.T) {
 		t.Errorf("the newest, then the deepest first:\n%s", diff)
 	}
 
+	if now, err := l.NewestFollowed(t.Context(), source); err != nil || !cmp.Equal(names(now), names([]ledger.FollowedBase{moved})) {
+		t.Errorf("the tag named last: %v %v", names(now), err)
+	}
+	if now, err := l.NewestFollowed(t.Context(), "other"); err != nil || now != nil {
+		t.Errorf("what nobody follows named last: %v %v", names(now), err)
+	}
+
 	// More prefixes than one statement takes, and too many.
 	var many []attest.Digest
 	for i := range 1000 {
