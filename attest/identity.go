@@ -3,6 +3,7 @@ package attest
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"strings"
 	"time"
 )
 
@@ -90,3 +91,17 @@ type Build struct {
 // HasSource reports whether the token says which commit of which repository the
 // job was started for. Without both, the source of a build is UNKNOWN.
 func (b Build) HasSource() bool { return b.SourceURI != "" && CommitPattern.MatchString(b.Commit) }
+
+// WorkflowPath returns the file of a workflow in the repository that is built, at
+// the ref that is built, and "" for any other: no rule about a path in this
+// repository may match it (attacks B04). What is known is stripped from both ends, as
+// path and ref may contain "@" (ci-identity 1.3). GitLab puts two slashes before
+// the file.
+func WorkflowPath(sourceURI, configURI, ref string) string {
+	rest, ok := strings.CutPrefix(configURI, sourceURI+"/")
+	path, atRef := strings.CutSuffix(rest, "@"+ref)
+	if !ok || !atRef || sourceURI == "" || ref == "" {
+		return ""
+	}
+	return strings.TrimPrefix(path, "/")
+}

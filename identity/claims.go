@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -157,6 +159,59 @@ func (c claims) scalar(name string) (string, error) {
 	return c.optional(name)
 }
 
+// requiredScalar is scalar for a claim that must be there (attacks A23).
+func (c claims) requiredScalar(name string) (string, error) {
+	s, err := c.scalar(name)
+	if err == nil && s == "" {
+		err = attest.Errorf(attest.TokenClaims, "the token's claim %q must be a text or a number, it is %s", name, describe(c, name))
+	}
+	return s, err
+}
+
+// claimField says how a claim is read, and where to.
+type claimField struct {
+	name string
+	into *string
+	read func(string) (string, error)
+}
+
+// read fills in the fields; with an error some are filled in and must not be used.
+func (c claims) read(fields []claimField) error {
+	for _, f := range fields {
+		var err error
+		if *f.into, err = f.read(f.name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// claimForm says whether a claim has the form in which its provider issues it.
+type claimForm struct {
+	claim string
+	ok    bool
+	want  string
+}
+
+func checkForms(forms []claimForm) error {
+	for _, f := range forms {
+		if !f.ok {
+			return attest.Errorf(attest.TokenClaims, "the token's claim %q is not %s", f.claim, f.want)
+		}
+	}
+	return nil
+}
+
+// printedURI returns a URI made of claims as certificates print it. A percent
+// sign is refused: "a b" and "a%20b" would be printed alike (attacks B12).
+func printedURI(claim, uri string) (string, error) {
+	u, err := url.Parse(uri)
+	if err != nil || strings.Contains(uri, "%") {
+		return "", attest.Errorf(attest.TokenClaims, "the token's claim %q cannot be part of a URI: rename the workflow file or the branch", claim)
+	}
+	return u.String(), nil
+}
+
 var wholeNumber = regexp.MustCompile(`^-?(?:0|[1-9][0-9]{0,18})$`)
 
 func describe(c claims, name string) string {
@@ -205,12 +260,15 @@ func (i *issuer) checkTimes(c claims, now time.Time) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	iat, err := c.date("iat")
-	if err != nil {
-		return time.Time{}, err
+	iat := now
+	// Of a JWT-SVID iat is optional: what is left of its life is bounded then.
+	if _, ok := c["iat"]; ok || i.Provider != spiffe || i.MaxAge > 0 {
+		if iat, err = c.date("iat"); err != nil {
+			return time.Time{}, err
+		}
 	}
 	nbf := iat
-	if _, ok := c["nbf"]; ok || i.Provider == gitHub {
+	if _, ok := c["nbf"]; ok || slices.Contains([]string{gitHub, gitLab, buildkite}, i.Provider) {
 		if nbf, err = c.date("nbf"); err != nil {
 			return time.Time{}, err
 		}

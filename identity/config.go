@@ -45,7 +45,8 @@ type Config struct {
 type Issuer struct {
 	// Name is what policies call the issuer.
 	Name string `yaml:"name"`
-	// Provider is the mapper that reads the claims: "github" or "generic".
+	// Provider is the mapper that reads the claims: "github", "gitlab", "buildkite",
+	// "kubernetes", "spiffe" or "generic".
 	Provider string `yaml:"provider"`
 	// Kind is attest.Workload (default) or attest.Person.
 	Kind attest.Kind `yaml:"kind"`
@@ -59,20 +60,28 @@ type Issuer struct {
 	// Owners are the owner ids whose jobs are known at all. Required for an issuer
 	// from which anybody can get a token. A generic issuer must map owner_id.
 	Owners []string `yaml:"owners"`
-	// Algorithms are the JWS algorithms believed. Default: RS256 for github, RS256
-	// and ES256 for generic.
+	// Algorithms are the JWS algorithms believed. Default: RS256 for github, gitlab
+	// and buildkite, RS256 and ES256 for generic.
 	Algorithms []string `yaml:"algorithms"`
 	// Claims maps our field names, the JSON names of attest.Build and "groups", to
-	// names of claims. Provider generic only.
+	// names of claims, or to templates that name claims in braces:
+	// "refs/heads/{branchName}". Provider generic only.
 	Claims map[string]string `yaml:"claims"`
+	// Require lists for a claim the values that it must have one of; a token in which
+	// it has another one, or none, is refused. Provider generic only.
+	Require map[string][]string `yaml:"require"`
+	// Events are the values of the field event whose jobs may sign. Default: all.
+	// Provider generic only, which must map event.
+	Events []string `yaml:"events"`
 	// SAN is the template of the URI that names a workload of a generic issuer:
 	// "https://ci.example.com/{repository}", with fields that Claims maps or "sub".
 	// With several fields their slashes are escaped, so that two identities never
 	// share a URI. Default: the issuer, "/sub/", and the escaped subject.
 	SAN string `yaml:"san"`
 	// ServerURL is what source URIs start with: the code host's base URL. Default:
-	// https://github.com for github's public issuer. A generic issuer that maps
-	// repository but not source_uri gets its source URI from it.
+	// what the issuer's own URL says for github and gitlab, https://buildkite.com for
+	// buildkite. A generic issuer that maps repository but not source_uri gets its
+	// source URI from it.
 	ServerURL string `yaml:"server_url"`
 	// Audience replaces Config.Audience for an issuer that cannot put ours into
 	// its tokens. Any service with the same audience can then present the tokens
@@ -83,14 +92,77 @@ type Issuer struct {
 	MaxLifetime time.Duration `yaml:"max_lifetime"`
 	// MaxAge bounds now-iat. 0: only exp counts.
 	MaxAge time.Duration `yaml:"max_age"`
+	// Replay says what a workload's token is good for until it expires: "job", all
+	// images that its identity may sign (default), or "once", one signing request and
+	// its repetitions.
+	Replay string `yaml:"replay"`
+	// Pipelines are the pipelines whose jobs are known, by their pipeline_id: slugs
+	// can be given to other pipelines. Provider buildkite only.
+	Pipelines map[string]Pipeline `yaml:"pipelines"`
+	// ReusableWorkflows are the workflows whose builds are at SLSA level 3. Provider
+	// github only.
+	ReusableWorkflows []ReusableWorkflow `yaml:"reusable_workflows"`
 	// PlainHTTP allows an http issuer on loopback: development only.
 	PlainHTTP bool `yaml:"plain_http"`
+	// JWKSFile is a file with the issuer's JWK set, for issuers whose keys cannot be
+	// fetched from here. It is read again when it changes. Not with JWKSURI.
+	JWKSFile string `yaml:"jwks_file,omitempty"`
+	// KnownAs is an https URL of the cluster in place of an iss that other clusters
+	// have too: what identities, certificates and policies call the issuer. Provider
+	// kubernetes only. Issuers with the same iss also need audiences of their own.
+	KnownAs string `yaml:"known_as,omitempty"`
+	// TokenReview asks the cluster whether a token still counts. Provider
+	// kubernetes only.
+	TokenReview *TokenReview `yaml:"token_review,omitempty"`
+	// TrustDomain is the SPIFFE trust domain whose members are known. Provider
+	// spiffe only.
+	TrustDomain string `yaml:"trust_domain,omitempty"`
+	// BundleFile is the trust domain's SPIFFE bundle. It is read again when it
+	// changes. Provider spiffe only; not with JWKSURI or JWKSFile.
+	BundleFile string `yaml:"bundle_file,omitempty"`
+	// X509SVID says that members of the trust domain may call with an X.509-SVID as
+	// TLS client certificate. Its authorities come from BundleFile.
+	X509SVID bool `yaml:"x509_svid,omitempty"`
 }
+
+// Pipeline says what a pipeline builds, which its tokens do not say.
+type Pipeline struct {
+	// Repository is the https URI of the source repository: https://github.com/acme/api.
+	Repository string `yaml:"repository"`
+	// RepositoryID is the repository's immutable id at its code host. Default: none.
+	RepositoryID string `yaml:"repository_id"`
+}
+
+// ReusableWorkflow is a called workflow that the operator has read.
+type ReusableWorkflow struct {
+	// Workflow is OWNER/REPO/PATH, as in job_workflow_ref before the "@".
+	Workflow string `yaml:"workflow"`
+	// Commits are the full commits of the workflow's repository at which it was read.
+	Commits []string `yaml:"commits"`
+	// Inputs is "none" when the workflow takes no inputs, by which its caller could
+	// change the build. Else only events without inputs of their own count.
+	Inputs string `yaml:"inputs"`
+}
+
+// KnownIssuer is what identities, certificates and policies call the issuer: iss,
+// unless KnownAs says otherwise.
+func (i Issuer) KnownIssuer() string { return cmp.Or(i.KnownAs, i.Issuer) }
+
+// Values of Issuer.Replay.
+const (
+	replayJob  = "job"
+	replayOnce = "once"
+)
 
 // Providers of claims.
 const (
-	gitHub  = "github"
-	generic = "generic"
+	gitHub    = "github"
+	gitLab    = "gitlab"
+	buildkite = "buildkite"
+	generic   = "generic"
+
+	kubernetes = "kubernetes"
+	spiffe     = "spiffe"
 )
 
 const (
@@ -105,7 +177,10 @@ const (
 
 // publicCI are hosted CI systems that sign tokens with any audience for
 // everybody who has an account.
-var publicCI = []string{publicGitHub, "https://gitlab.com", "https://agent.buildkite.com", "https://oidc.codefresh.io"}
+var publicCI = []string{publicGitHub, publicGitLab, publicBuildkite, "https://oidc.codefresh.io", "https://codeberg.org/api/actions"}
+
+// publicServers are code hosts that only their own issuers speak for.
+var publicServers = []string{publicGitHubServer, publicGitLab, publicBuildkiteServer}
 
 // sharedAudiences are used by many services: each of them holds tokens that it
 // could present to us.
@@ -129,7 +204,7 @@ func New(c Config) (*Authenticator, error) {
 	if c.FetchTimeout <= 0 {
 		c.FetchTimeout = defaultFetchTimeout
 	}
-	a := &Authenticator{now: c.Now, issuers: map[string]*issuer{}}
+	a := &Authenticator{now: c.Now, issuers: map[string][]*issuer{}, domains: map[string]*issuer{}}
 	names, urls := map[string]bool{}, map[string]bool{}
 	for n, conf := range c.Issuers {
 		where := fmt.Sprintf("issuers[%d] %q", n, conf.Name)
@@ -139,21 +214,54 @@ func New(c Config) (*Authenticator, error) {
 		}
 		// A trailing slash makes another issuer to the letter, and the same one
 		// to whoever reads the configuration.
-		plain := strings.TrimSuffix(conf.Issuer, "/")
+		plain := strings.TrimSuffix(conf.KnownIssuer(), "/")
 		if names[conf.Name] || urls[plain] {
-			return nil, attest.Errorf(attest.BadConfig, "%s: name or issuer %s is configured twice: one issuer is one trust", where, conf.Issuer)
+			return nil, attest.Errorf(attest.BadConfig, "%s: name or issuer %s is configured twice: one issuer is one trust", where, conf.KnownIssuer())
 		}
 		names[conf.Name], urls[plain] = true, true
-		a.issuers[conf.Issuer] = i
+		if err := a.add(i); err != nil {
+			return nil, attest.Errorf(attest.BadConfig, "%s: %w", where, err)
+		}
 	}
 	return a, nil
+}
+
+// add makes i known, unless its tokens could be taken for another's (attacks B06).
+func (a *Authenticator) add(i *issuer) error {
+	if i.Provider == spiffe {
+		if a.domains[i.TrustDomain] != nil {
+			return fmt.Errorf("trust_domain: %s is configured twice: one trust domain is one trust", i.TrustDomain)
+		}
+		a.domains[i.TrustDomain] = i
+	}
+	// A trailing slash is no difference, nor is a name that another one has.
+	plain := strings.TrimSuffix(i.Issuer.Issuer, "/")
+	for iss, others := range a.issuers {
+		for _, o := range others {
+			switch {
+			case i.KnownAs != "" && strings.TrimSuffix(i.KnownAs, "/") == strings.TrimSuffix(iss, "/"),
+				o.KnownAs != "" && strings.TrimSuffix(o.KnownAs, "/") == plain:
+				return fmt.Errorf("known_as: issuer %q has this URL as iss: one issuer is one trust", o.Name)
+			case strings.TrimSuffix(iss, "/") != plain:
+				continue
+			case i.KnownAs == "" || o.KnownAs == "":
+				return fmt.Errorf("issuer: %s is configured twice: give each of the clusters that share it a known_as of its own", iss)
+			case i.Audience == o.Audience:
+				return fmt.Errorf("audience: issuer %q has the same iss and the same audience: which keys are meant must not depend on which fit", o.Name)
+			}
+		}
+	}
+	a.issuers[i.Issuer.Issuer] = append(a.issuers[i.Issuer.Issuer], i)
+	return nil
 }
 
 // issuer is a checked Issuer with its defaults filled in, and its keys.
 type issuer struct {
 	Issuer
 	service string
-	keys    *keySet
+	keys    keySource
+	domain  *domain                              // of provider spiffe, else nil
+	review  *reviewer                            // nil: a verified token is enough
 	read    func(claims, *attest.Identity) error // the provider's mapper
 }
 
@@ -162,7 +270,7 @@ func newIssuer(conf Issuer, c Config) (*issuer, error) {
 	i.Kind = cmp.Or(conf.Kind, attest.Workload)
 	i.Audience = cmp.Or(conf.Audience, c.Audience)
 	i.Owners, i.Algorithms = slices.Clone(conf.Owners), slices.Clone(conf.Algorithms)
-	for _, check := range []func() error{i.checkName, i.checkURLs, i.checkAlgorithms, i.checkLimits, i.checkProvider, i.checkOwners} {
+	for _, check := range []func() error{i.checkName, i.checkURLs, i.checkAlgorithms, i.checkLimits, i.checkPlaces, i.checkSpeaker, i.checkProvider, i.checkKeys, i.checkOwners} {
 		if err := check(); err != nil {
 			return nil, err
 		}
@@ -171,7 +279,13 @@ func newIssuer(conf Issuer, c Config) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
-	i.keys = &keySet{name: i.Name, issuer: i.Issuer.Issuer, jwksURI: i.JWKSURI, client: client, timeout: c.FetchTimeout, now: c.Now, log: c.Logger}
+	if err := i.openFiles(c); err != nil {
+		return nil, err
+	}
+	if i.keys != nil {
+		return i, nil
+	}
+	i.keys = &keySet{use: i.keyUse(), name: i.Name, issuer: i.Issuer.Issuer, jwksURI: i.JWKSURI, client: client, timeout: c.FetchTimeout, now: c.Now, log: c.Logger}
 	return i, nil
 }
 
@@ -187,7 +301,7 @@ func (i *issuer) checkName() error {
 
 func (i *issuer) checkURLs() error {
 	iss := i.Issuer.Issuer
-	if err := checkURL(iss, i.PlainHTTP); err != nil {
+	if err := checkURL(iss, i.PlainHTTP); err != nil && !i.withoutIss() {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	if i.JWKSURI != "" {
@@ -240,8 +354,11 @@ func loopback(host string) bool {
 func (i *issuer) checkAlgorithms() error {
 	if len(i.Algorithms) == 0 {
 		i.Algorithms = []string{string(jose.RS256)}
-		if i.Provider == generic {
+		switch i.Provider {
+		case generic, kubernetes:
 			i.Algorithms = append(i.Algorithms, string(jose.ES256))
+		case spiffe:
+			i.Algorithms = slices.Clone(svidAlgorithms)
 		}
 	}
 	for _, alg := range i.Algorithms {
@@ -268,8 +385,85 @@ func (i *issuer) checkLimits() error {
 	if err := checkPrintable(i.Audience); err != nil {
 		return fmt.Errorf("audience: %w", err)
 	}
-	if slices.Contains(sharedAudiences, i.Audience) && (i.MaxAge == 0 || i.MaxAge > mostSharedAge) {
+	if i.Replay != "" && i.Replay != replayJob && i.Replay != replayOnce {
+		return fmt.Errorf("replay: %q is neither %s nor %s", i.Replay, replayJob, replayOnce)
+	}
+	if i.Replay != "" && i.Kind == attest.Person {
+		return fmt.Errorf("replay: persons do not sign images: leave it out")
+	}
+	if i.sharedAudience() && (i.MaxAge == 0 || i.MaxAge > mostSharedAge) {
 		return fmt.Errorf("audience: %q is shared with other services, which could replay tokens here: set max_age to at most %v", i.Audience, mostSharedAge)
+	}
+	if i.sharedAudience() && i.Kind == attest.Workload && i.Replay != replayOnce {
+		return fmt.Errorf("audience: %q is shared with other services, which could replay tokens here: set replay: once", i.Audience)
+	}
+	return nil
+}
+
+// sharedAudience says whether services that are not ours hold tokens with the
+// issuer's audience.
+func (i *issuer) sharedAudience() bool { return slices.Contains(sharedAudiences, i.Audience) }
+
+// checkKeys refuses keys that the provider does not read: whoever wrote them relies
+// on them (attacks B10).
+func (i *issuer) checkKeys() error {
+	for _, k := range []struct {
+		key   string
+		given bool
+		of    string
+	}{
+		{"claims", len(i.Claims) > 0, generic},
+		{"san", i.SAN != "", generic},
+		{"require", len(i.Require) > 0, generic},
+		{"events", len(i.Events) > 0, generic},
+		{"pipelines", len(i.Pipelines) > 0, buildkite},
+		{"reusable_workflows", len(i.ReusableWorkflows) > 0, gitHub},
+		{"known_as", i.KnownAs != "", kubernetes},
+		{"token_review", i.TokenReview != nil, kubernetes},
+		{"trust_domain", i.TrustDomain != "", spiffe},
+		{"bundle_file", i.BundleFile != "", spiffe},
+		{"x509_svid", i.X509SVID, spiffe},
+	} {
+		if k.given && i.Provider != k.of {
+			return fmt.Errorf("%s: only provider %s reads it, not %s: leave it out", k.key, k.of, i.Provider)
+		}
+	}
+	return nil
+}
+
+// checkSpeaker makes sure that the claims of well-known issuers are read by the
+// mapper that knows them: another one would believe what it does not check.
+func (i *issuer) checkSpeaker() error {
+	want := ""
+	switch iss := strings.TrimSuffix(i.Issuer.Issuer, "/"); {
+	case iss == publicGitHub || strings.HasPrefix(iss, publicGitHub+"/") || gitHubTenant.MatchString(iss):
+		want = gitHub
+	case iss == publicGitLab:
+		want = gitLab
+	case iss == publicBuildkite:
+		want = buildkite
+	}
+	if want != "" && i.Provider != want {
+		return fmt.Errorf("provider: use %s for %s, which checks its claims", want, i.Issuer.Issuer)
+	}
+	return nil
+}
+
+// checkPlaces refuses two places for one thing.
+func (i *issuer) checkPlaces() error {
+	places := 0
+	for _, place := range []string{i.JWKSURI, i.JWKSFile, i.BundleFile} {
+		if place != "" {
+			places++
+		}
+	}
+	switch {
+	case places > 1:
+		return fmt.Errorf("jwks_uri: the issuer's keys are in one place: give one of jwks_uri, jwks_file and bundle_file")
+	case i.JWKSFile != "" && i.Provider == spiffe:
+		return fmt.Errorf("jwks_file: give a trust domain's bundle_file")
+	case i.CAFile != "" && i.JWKSFile+i.BundleFile != "":
+		return fmt.Errorf("ca_file: the issuer's keys are in a file: nothing is fetched from it")
 	}
 	return nil
 }
@@ -279,11 +473,23 @@ func (i *issuer) checkProvider() error {
 	case gitHub:
 		i.read = i.readGitHub
 		return i.checkGitHub()
+	case gitLab:
+		i.read = i.readGitLab
+		return i.checkGitLab()
+	case buildkite:
+		i.read = i.readBuildkite
+		return i.checkBuildkite()
 	case generic:
 		i.read = i.readGeneric
 		return i.checkGeneric()
+	case kubernetes:
+		i.read = i.readKubernetes
+		return i.checkKubernetes()
+	case spiffe:
+		i.read = i.readSPIFFE
+		return i.checkSPIFFE()
 	}
-	return fmt.Errorf("provider: %q is neither %s nor %s", i.Provider, gitHub, generic)
+	return fmt.Errorf("provider: %q is not one of %s", i.Provider, strings.Join([]string{gitHub, gitLab, buildkite, kubernetes, spiffe, generic}, ", "))
 }
 
 func (i *issuer) checkOwners() error {
@@ -300,6 +506,12 @@ func (i *issuer) checkOwners() error {
 		if err := checkPrintable(o); err != nil {
 			return fmt.Errorf("owners: %w", err)
 		}
+		if i.Provider == gitLab && !numericID.MatchString(o) {
+			return fmt.Errorf("owners: %q is not the numeric id of a namespace: names can be registered again by others (the group's page shows the id)", o)
+		}
+		if i.Provider == buildkite && !uuid.MatchString(o) {
+			return fmt.Errorf("owners: %q is not the UUID of an organization: slugs can be registered again by others (the organization's settings show the UUID)", o)
+		}
 		if i.Provider == gitHub && !numericID.MatchString(o) {
 			return fmt.Errorf("owners: %q is not a numeric id: names can be registered again by others (https://api.github.com/users/%s shows the id)", o, url.PathEscape(o))
 		}
@@ -313,22 +525,35 @@ func (i *issuer) checkOwners() error {
 func (i *issuer) client(c Config) (*http.Client, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if i.CAFile != "" {
-		pem, err := os.ReadFile(i.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("ca_file: %w", err)
-		}
+		var err error
 		if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
 			return nil, fmt.Errorf("ca_file: reading the system's authorities: %w", err)
 		}
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("ca_file: %s holds no PEM certificate", i.CAFile)
+		if err := addAuthorities(conf.RootCAs, i.CAFile); err != nil {
+			return nil, err
 		}
 	}
+	return newClient(c, conf), nil
+}
+
+// addAuthorities adds the certificates of a PEM file to pool.
+func addAuthorities(pool *x509.CertPool, file string) error {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("ca_file: %w", err)
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return fmt.Errorf("ca_file: %s holds no PEM certificate", file)
+	}
+	return nil
+}
+
+func newClient(c Config, conf *tls.Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			Proxy: c.Proxy, TLSClientConfig: conf, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
 		},
 		// A redirect could lead to keys of somebody else (attacks A09).
 		CheckRedirect: func(*http.Request, []*http.Request) error { return errRedirect },
-	}, nil
+	}
 }

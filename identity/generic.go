@@ -20,7 +20,16 @@ const (
 	subjectField = "sub"
 )
 
-var placeholder = regexp.MustCompile(`\{([a-z_]+)\}`)
+var (
+	placeholder = regexp.MustCompile(`\{([a-z_]+)\}`)
+	// claimPlaceholder is of a claim, whose name may have dots, slashes and dashes:
+	// {oidc.circleci.com/project-id}.
+	claimPlaceholder = regexp.MustCompile(`\{([^{}]+)\}`)
+	bracedUUID       = regexp.MustCompile(`^\{([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}$`)
+)
+
+// uriFields are the fields that become URIs in certificates and provenance.
+var uriFields = []string{"config_uri", "owner_uri", "run_uri", "signer_uri", "source_uri"}
 
 // buildFields returns the fields of b by their JSON names, which are the names
 // that the configuration and policies use.
@@ -42,23 +51,93 @@ func (i *issuer) checkGeneric() error {
 		if known[field] == nil && field != groupsField {
 			return fmt.Errorf("claims: unknown field %q: known are groups, %s", field, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 		}
-		if err := checkPrintable(i.Claims[field]); err != nil {
-			return fmt.Errorf("claims: %s: the name of the claim: %w", field, err)
+		if err := checkMapping(field, i.Claims[field]); err != nil {
+			return fmt.Errorf("claims: %s: %w", field, err)
 		}
 		if i.Kind == attest.Person && field != groupsField {
 			return fmt.Errorf("claims: %s: a person's token describes no build: map groups only", field)
 		}
 	}
-	iss := i.Issuer.Issuer
 	switch {
-	case iss == publicGitHub || strings.HasPrefix(iss, publicGitHub+"/"):
-		return fmt.Errorf("provider: use github for %s, which checks its claims", iss)
+	case len(i.Events) > 0 && i.Claims["event"] == "":
+		return fmt.Errorf("events: map the claim of the event: claims: {event: …}")
+	case i.Kind == attest.Person && len(i.Events) > 0:
+		return fmt.Errorf("events: a person's token has no event: leave it out")
 	case len(i.Owners) > 0 && i.Claims["owner_id"] == "":
 		return fmt.Errorf("owners: map the claim of the owner's id: claims: {owner_id: …}")
 	case i.ServerURL != "" && (i.Claims["repository"] == "" || i.Claims["source_uri"] != ""):
 		return fmt.Errorf("server_url: it makes a source_uri of repository: map repository, and not source_uri")
 	}
+	i.Owners = unbraced(i.Owners)
+	i.Events = slices.Clone(i.Events)
+	if err := i.checkRequire(); err != nil {
+		return fmt.Errorf("require: %w", err)
+	}
 	return i.checkSAN()
+}
+
+// checkMapping accepts the name of a claim, or a template in which every value
+// can be told from the text around it.
+func checkMapping(field, mapping string) error {
+	if err := checkPrintable(mapping); err != nil {
+		return fmt.Errorf("the name of the claim: %w", err)
+	}
+	if !isTemplate(mapping) {
+		return nil
+	}
+	found := len(claimPlaceholder.FindAllString(mapping, -1))
+	if rest := claimPlaceholder.ReplaceAllString(mapping, ""); found == 0 || isTemplate(rest) {
+		return fmt.Errorf("%q is not a template such as https://{claim}", mapping)
+	}
+	if field == groupsField {
+		return fmt.Errorf("groups are a list: give the name of its claim")
+	}
+	if !slices.Contains(uriFields, field) {
+		if found > 1 {
+			return fmt.Errorf("%q names several claims: only URIs may", mapping)
+		}
+		return nil
+	}
+	if u, err := url.Parse(claimPlaceholder.ReplaceAllString(mapping, "x")); err != nil || u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("%q is not an https URI", mapping)
+	}
+	for _, segment := range strings.Split(mapping, "/") {
+		if len(claimPlaceholder.FindAllString(segment, -1)) > 1 {
+			return fmt.Errorf("%q: write at most one {claim} between two slashes", mapping)
+		}
+	}
+	return nil
+}
+
+func isTemplate(mapping string) bool { return strings.ContainsAny(mapping, "{}") }
+
+// unbraced takes UUIDs out of the braces in which Bitbucket and Azure DevOps write
+// them, so that each has one spelling. Other texts stay as they are.
+func unbraced(values []string) []string {
+	out := make([]string, len(values))
+	for n, v := range values {
+		out[n] = bracedUUID.ReplaceAllString(v, "$1")
+	}
+	return out
+}
+
+func (i *issuer) checkRequire() error {
+	i.Require = maps.Clone(i.Require)
+	for _, claim := range slices.Sorted(maps.Keys(i.Require)) {
+		i.Require[claim] = unbraced(i.Require[claim])
+		if err := checkPrintable(claim); err != nil {
+			return fmt.Errorf("the name of a claim: %w", err)
+		}
+		if len(i.Require[claim]) == 0 {
+			return fmt.Errorf("%s: list the values that are accepted", claim)
+		}
+		for _, v := range i.Require[claim] {
+			if err := checkPrintable(v); err != nil {
+				return fmt.Errorf("%s: a value: %w", claim, err)
+			}
+		}
+	}
+	return nil
 }
 
 // checkSAN makes sure that a template gives every identity its own URI, on a
@@ -99,6 +178,9 @@ func (i *issuer) readGeneric(c claims, id *attest.Identity) error {
 	if err := refuseFork(c); err != nil {
 		return err
 	}
+	if err := i.checkRequired(c); err != nil {
+		return err
+	}
 	if err := i.readBuild(c, &id.Build); err != nil {
 		return err
 	}
@@ -116,9 +198,44 @@ func (i *issuer) readGeneric(c claims, id *attest.Identity) error {
 	if err := i.checkOwner(id.Build.OwnerID); err != nil {
 		return err
 	}
+	id.Unaccepted = i.unaccepted(id.Build)
 	var err error
 	id.SAN, err = i.san(id)
 	return err
+}
+
+// checkRequired compares whole values: the operator has listed what a claim must be
+// (attacks B11, A23).
+func (i *issuer) checkRequired(c claims) error {
+	for _, claim := range slices.Sorted(maps.Keys(i.Require)) {
+		got, err := c.value(claim)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(i.Require[claim], got) {
+			return attest.Errorf(attest.SourceNotAllowed, "the token's claim %q is %q, issuer %q requires one of %q", claim, clip(got), i.Name, i.Require[claim])
+		}
+	}
+	return nil
+}
+
+// value is scalar with a UUID out of its braces.
+func (c claims) value(name string) (string, error) {
+	s, err := c.scalar(name)
+	return unbraced([]string{s})[0], err
+}
+
+// unaccepted says why the job may run what nobody has accepted, as far as the
+// configuration and the ref tell, or "".
+func (i *issuer) unaccepted(b attest.Build) string {
+	switch {
+	case len(i.Events) > 0 && !slices.Contains(i.Events, b.Event):
+		return fmt.Sprintf("a job started by %q may run code that nobody has accepted. Sign in a job started by one of %s (events of issuer %q)",
+			clip(b.Event), strings.Join(i.Events, ", "), i.Name)
+	case b.Ref != "" && !isBranchOrTag(b.Ref):
+		return fmt.Sprintf("ref %q is neither a branch, refs/heads/…, nor a tag, refs/tags/…: it may hold code that nobody has accepted", clip(b.Ref))
+	}
+	return ""
 }
 
 // refuseFork stops GitLab's trap: in a merge request from a fork the project
@@ -140,12 +257,12 @@ func refuseFork(c claims) error {
 
 func (i *issuer) readBuild(c claims, b *attest.Build) error {
 	fields := buildFields(b)
-	for field, claim := range i.Claims {
+	for field, mapping := range i.Claims {
 		if field == groupsField {
 			continue
 		}
 		var err error
-		if *fields[field], err = c.scalar(claim); err != nil {
+		if *fields[field], err = c.mapped(field, mapping); err != nil {
 			return err
 		}
 	}
@@ -159,20 +276,69 @@ func (i *issuer) readBuild(c claims, b *attest.Build) error {
 		}
 		b.SourceURI = i.ServerURL + "/" + b.Repository
 	}
-	return i.checkURIs(b)
+	if b.WorkflowPath == "" {
+		b.WorkflowPath = attest.WorkflowPath(b.SourceURI, b.ConfigURI, b.Ref)
+	}
+	return checkURIs(b)
+}
+
+// mapped returns the value of a claim, or of a template whose claims are all
+// there; else "": half a URI is none.
+func (c claims) mapped(field, mapping string) (string, error) {
+	if !isTemplate(mapping) {
+		return c.value(mapping)
+	}
+	var problem error
+	missing, first, isURI := false, true, slices.Contains(uriFields, field)
+	out := claimPlaceholder.ReplaceAllStringFunc(mapping, func(p string) string {
+		name := p[1 : len(p)-1]
+		v, err := c.value(name)
+		if err != nil {
+			problem = err
+		}
+		missing = missing || v == ""
+		if isURI && v != "" {
+			// Only the first may be a path: the others' slashes are escaped, so that
+			// two sets of values never make one URI (attacks B12).
+			var ok bool
+			if v, ok = escapePath(v, first); !ok {
+				problem = attest.Errorf(attest.TokenClaims, "the token's claim %q cannot be part of a URI", name)
+			}
+		}
+		first = false
+		return v
+	})
+	if problem != nil || missing {
+		return "", problem
+	}
+	return out, nil
+}
+
+// escapePath escapes a value for the path of a URI, and says whether it names the
+// same thing to whoever resolves "." and "..". With slashes, those in it stay.
+func escapePath(v string, slashes bool) (string, bool) {
+	segments := []string{v}
+	if slashes {
+		segments = strings.Split(v, "/")
+	}
+	ok := true
+	for n, s := range segments {
+		ok = ok && s != "" && s != "." && s != ".."
+		segments[n] = url.PathEscape(s)
+	}
+	return strings.Join(segments, "/"), ok
 }
 
 // checkURIs refuses a mapped URI field that is none: it would become one in
 // certificates and provenance.
-func (i *issuer) checkURIs(b *attest.Build) error {
-	for _, f := range []struct{ field, value string }{
-		{"source_uri", b.SourceURI}, {"owner_uri", b.OwnerURI}, {"run_uri", b.RunURI},
-	} {
-		if f.value == "" {
+func checkURIs(b *attest.Build) error {
+	fields := buildFields(b)
+	for _, field := range uriFields {
+		if *fields[field] == "" {
 			continue
 		}
-		if u, err := url.Parse(f.value); err != nil || u.Scheme == "" || u.User != nil {
-			return attest.Errorf(attest.TokenClaims, "the token's claim for %s is not an absolute URI", f.field)
+		if u, err := url.Parse(*fields[field]); err != nil || u.Scheme == "" || u.Host == "" || u.User != nil {
+			return attest.Errorf(attest.TokenClaims, "the token's claim for %s is not an absolute URI", field)
 		}
 	}
 	return nil
@@ -218,17 +384,11 @@ func (i *issuer) san(id *attest.Identity) (string, error) {
 	ok := true
 	san := placeholder.ReplaceAllStringFunc(template, func(p string) string {
 		field := p[1 : len(p)-1]
-		segments := []string{*fields[field]}
-		if keepSlashes {
-			segments = strings.Split(segments[0], "/")
+		escaped, clean := escapePath(*fields[field], keepSlashes)
+		if !clean {
+			bad, ok = field, false
 		}
-		for n, s := range segments {
-			if s == "" || s == "." || s == ".." {
-				bad, ok = field, false
-			}
-			segments[n] = url.PathEscape(s)
-		}
-		return strings.Join(segments, "/")
+		return escaped
 	})
 	if u, err := url.Parse(san); !ok || err != nil || u.String() != san {
 		return "", attest.Errorf(attest.TokenClaims, "the token's %s is empty or cannot be part of the URI that names the job", bad)

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"regexp"
@@ -13,8 +14,11 @@ import (
 var (
 	numericID = regexp.MustCompile(`^(?:0|[1-9][0-9]{0,18})$`)
 	// ASCII only: no homoglyph of a name, no percent-encoding (attacks B12).
-	gitHubName  = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}/[A-Za-z0-9._-]{1,100}$`)
-	gitHubEvent = regexp.MustCompile(`^[a-z_]{1,64}$`)
+	gitHubName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,100}/[A-Za-z0-9._-]{1,100}$`)
+	eventName  = regexp.MustCompile(`^[a-z_]{1,64}$`)
+
+	gitHubSlug   = regexp.MustCompile(`^[A-Za-z0-9-]{1,100}$`)
+	gitHubTenant = regexp.MustCompile(`^https://token\.actions\.([a-z0-9-]+)\.ghe\.com$`)
 )
 
 // signingEvents are the events whose jobs may sign: those that GitHub's build type
@@ -22,32 +26,94 @@ var (
 // default branch holds. Others can run code that nobody has accepted (attacks B01).
 var signingEvents = []string{"create", "push", "release", "workflow_dispatch", "schedule", "repository_dispatch"}
 
+// completeEvents are those that bring no inputs that no token names (ci-identity 2.2).
+var completeEvents = []string{"create", "push", "release"}
+
 // checkGitHub checks what only the provider github has.
 func (i *issuer) checkGitHub() error {
 	iss := i.Issuer.Issuer
-	public := iss == publicGitHub || strings.HasPrefix(iss, publicGitHub+"/") // …/<enterprise>
-	u, err := url.Parse(iss)
-	if err != nil {
-		return fmt.Errorf("issuer: %w", err)
-	}
+	server, known := gitHubServer(iss)
 	switch {
 	case i.Kind != attest.Workload:
 		return fmt.Errorf("kind: provider github names jobs, not persons")
-	case len(i.Claims) > 0:
-		return fmt.Errorf("claims: provider github has its own mapping: leave it out, or use provider generic")
-	case i.SAN != "":
-		return fmt.Errorf("san: provider github names jobs by their workflow file: leave it out")
-	case public && i.ServerURL != "" && i.ServerURL != publicGitHubServer:
-		return fmt.Errorf("server_url: jobs of %s run for %s", iss, publicGitHubServer)
-	case !public && i.ServerURL == publicGitHubServer && !loopback(u.Hostname()):
-		return fmt.Errorf("server_url: %s does not speak for %s: give your server's own URL", iss, publicGitHubServer)
-	case !public && i.ServerURL == "" && !loopback(u.Hostname()):
+	case known && i.ServerURL != "" && i.ServerURL != server:
+		return fmt.Errorf("server_url: jobs of %s run for %s", iss, server)
+	case !known && slices.Contains(publicServers, i.ServerURL) && !loopbackURL(iss):
+		return fmt.Errorf("server_url: %s does not speak for %s: give your server's own URL", iss, i.ServerURL)
+	case !known && i.ServerURL == "" && !loopbackURL(iss):
 		return fmt.Errorf("server_url: give the base URL of the server that %s issues for", iss)
-	case i.ServerURL == "":
-		// Also for an issuer on loopback, which imitates the public one.
-		i.ServerURL = publicGitHubServer
+	}
+	// An issuer on loopback imitates the public one.
+	i.ServerURL = cmp.Or(i.ServerURL, server, publicGitHubServer)
+	i.ReusableWorkflows = slices.Clone(i.ReusableWorkflows)
+	for n, w := range i.ReusableWorkflows {
+		if err := w.check(); err != nil {
+			return fmt.Errorf("reusable_workflows[%d]: %w", n, err)
+		}
+		if slices.ContainsFunc(i.ReusableWorkflows[:n], func(o ReusableWorkflow) bool { return o.Workflow == w.Workflow }) {
+			return fmt.Errorf("reusable_workflows[%d]: %s is listed twice", n, w.Workflow)
+		}
+		i.ReusableWorkflows[n].Commits = slices.Clone(w.Commits)
 	}
 	return nil
+}
+
+// gitHubServer returns the server whose jobs an issuer speaks for, where the
+// issuer's own URL says it: github.com with or without an enterprise's slug,
+// SUBDOMAIN.ghe.com, and a GitHub Enterprise Server (github/docs
+// reference/security/oidc.md).
+func gitHubServer(iss string) (string, bool) {
+	slug, public := strings.CutPrefix(iss, publicGitHub+"/")
+	if iss == publicGitHub || public && gitHubSlug.MatchString(slug) {
+		return publicGitHubServer, true
+	}
+	if m := gitHubTenant.FindStringSubmatch(iss); m != nil {
+		return "https://" + m[1] + ".ghe.com", true
+	}
+	server, own := strings.CutSuffix(iss, "/_services/token")
+	if u, err := url.Parse(server); own && err == nil && u.Path == "" {
+		return server, true
+	}
+	return "", false
+}
+
+// check refuses what could never match, and what would match more than one file.
+func (w ReusableWorkflow) check() error {
+	switch {
+	case !isWorkflowRef(w.Workflow+"@ref") || strings.ContainsAny(w.Workflow, "@%*?"):
+		return fmt.Errorf("workflow: %q is not OWNER/REPO/PATH, such as acme/pipelines/.github/workflows/image.yml", clip(w.Workflow))
+	case len(w.Commits) == 0:
+		return fmt.Errorf("commits: list the commits of %s that you have read: a branch or tag can be moved", w.Workflow)
+	case w.Inputs != "" && w.Inputs != "none":
+		return fmt.Errorf("inputs: %q: write none if the workflow takes no inputs, else leave it out", w.Inputs)
+	}
+	for _, c := range w.Commits {
+		if !attest.CommitPattern.MatchString(c) {
+			return fmt.Errorf("commits: %q is not a full commit in lower case", clip(c))
+		}
+	}
+	return nil
+}
+
+// reusable returns the listed workflow that runs the job, if nothing that its
+// caller can set is missing from the token (ci-identity 2.2; attacks B04, B08).
+// Else "": the job is one like others.
+func (i *issuer) reusable(j jobClaims) string {
+	// The top-level workflow is no called one, however its name is spelled.
+	if j.Runner != "github-hosted" || strings.EqualFold(j.JobWorkflowRef, j.WorkflowRef) {
+		return ""
+	}
+	for _, w := range i.ReusableWorkflows {
+		ref, ok := strings.CutPrefix(j.JobWorkflowRef, w.Workflow+"@")
+		// With another "@" the name could be of another file, "PATH@x.yml".
+		if !ok || strings.Contains(ref, "@") || !slices.Contains(w.Commits, j.JobWorkflowSHA) {
+			continue
+		}
+		if w.Inputs == "none" || slices.Contains(completeEvents, j.Event) {
+			return w.Workflow
+		}
+	}
+	return ""
 }
 
 // jobClaims are the claims of a GitHub Actions job that are kept (github/docs
@@ -63,11 +129,7 @@ type jobClaims struct {
 
 func parseJob(c claims) (jobClaims, error) {
 	var j jobClaims
-	for _, f := range []struct {
-		name string
-		into *string
-		read func(string) (string, error)
-	}{
+	err := c.read([]claimField{
 		{"repository", &j.Repository, c.required},
 		{"repository_id", &j.RepositoryID, c.required},
 		{"repository_owner_id", &j.OwnerID, c.required},
@@ -87,11 +149,9 @@ func parseJob(c claims) (jobClaims, error) {
 		{"environment", &j.Environment, c.optional},
 		{"actor", &j.Actor, c.optional},
 		{"actor_id", &j.ActorID, c.optional},
-	} {
-		var err error
-		if *f.into, err = f.read(f.name); err != nil {
-			return jobClaims{}, err
-		}
+	})
+	if err != nil {
+		return jobClaims{}, err
 	}
 	return j, j.check()
 }
@@ -100,11 +160,7 @@ func parseJob(c claims) (jobClaims, error) {
 // URIs from them and compares them.
 func (j jobClaims) check() error {
 	owner, _, _ := strings.Cut(j.Repository, "/")
-	for _, f := range []struct {
-		claim string
-		ok    bool
-		want  string
-	}{
+	return checkForms([]claimForm{
 		{"repository", gitHubName.MatchString(j.Repository) && cleanPath(j.Repository), "OWNER/NAME"},
 		{"repository_owner", j.Owner == "" || j.Owner == owner, "the owner in repository"},
 		{"repository_id", numericID.MatchString(j.RepositoryID), "a number"},
@@ -116,15 +172,10 @@ func (j jobClaims) check() error {
 		{"workflow_sha", j.WorkflowSHA == "" || attest.CommitPattern.MatchString(j.WorkflowSHA), "a full commit in lower case"},
 		{"job_workflow_sha", j.JobWorkflowSHA == "" || attest.CommitPattern.MatchString(j.JobWorkflowSHA), "a full commit in lower case"},
 		{"ref", strings.HasPrefix(j.Ref, "refs/") && cleanPath(j.Ref), "a full ref: refs/…"},
-		{"event_name", gitHubEvent.MatchString(j.Event), "the name of an event"},
+		{"event_name", eventName.MatchString(j.Event), "the name of an event"},
 		{"workflow_ref", isWorkflowRef(j.WorkflowRef), "OWNER/NAME/PATH@REF"},
 		{"job_workflow_ref", isWorkflowRef(j.JobWorkflowRef), "OWNER/NAME/PATH@REF"},
-	} {
-		if !f.ok {
-			return attest.Errorf(attest.TokenClaims, "the token's claim %q is not %s", f.claim, f.want)
-		}
-	}
-	return nil
+	})
 }
 
 // isWorkflowRef says whether s has the form OWNER/NAME/PATH@REF. It does not
@@ -153,22 +204,21 @@ func (i *issuer) readGitHub(c claims, id *attest.Identity) error {
 	}
 	base := i.ServerURL + "/"
 	owner, _, _ := strings.Cut(j.Repository, "/")
-	// The certificate carries the URI as url.URL prints it. A percent sign is
-	// refused: "a b" and "a%20b" would be printed alike (attacks B12).
-	san, err := url.Parse(base + j.JobWorkflowRef)
-	if err != nil || strings.Contains(j.JobWorkflowRef, "%") {
-		return attest.Errorf(attest.TokenClaims, "the token's claim \"job_workflow_ref\" cannot be part of a URI: rename the workflow file or the branch")
+	if id.SAN, err = printedURI("job_workflow_ref", base+j.JobWorkflowRef); err != nil {
+		return err
 	}
-	id.SAN = san.String()
 	if !slices.Contains(signingEvents, j.Event) {
 		id.Unaccepted = fmt.Sprintf("a job started by %q may run code that nobody has accepted into %s. Sign in a job started by one of %s",
 			j.Event, j.Repository, strings.Join(signingEvents, ", "))
+	}
+	if id.Unaccepted == "" {
+		id.Reusable = i.reusable(j)
 	}
 	id.Build = attest.Build{
 		SourceURI: base + j.Repository, Repository: j.Repository, RepositoryID: j.RepositoryID,
 		OwnerURI: base + owner, OwnerID: j.OwnerID, Visibility: j.Visibility,
 		Commit: j.SHA, Ref: j.Ref,
-		WorkflowPath: workflowPath(j), WorkflowName: j.Workflow,
+		WorkflowPath: attest.WorkflowPath(base+j.Repository, base+j.WorkflowRef, j.Ref), WorkflowName: j.Workflow,
 		ConfigURI: base + j.WorkflowRef, ConfigDigest: j.WorkflowSHA,
 		SignerURI: base + j.JobWorkflowRef, SignerDigest: j.JobWorkflowSHA,
 		Event: j.Event, RunID: j.RunID, RunAttempt: j.RunAttempt,
@@ -176,22 +226,6 @@ func (i *issuer) readGitHub(c claims, id *attest.Identity) error {
 		Runner: j.Runner, Environment: j.Environment, Actor: j.Actor, ActorID: j.ActorID,
 	}
 	return nil
-}
-
-// workflowPath strips what is known from both ends of workflow_ref: a path and a
-// ref may contain "@" (ci-identity 1.3). The path of a workflow in another
-// repository, or at another ref than the build's, is left empty, so that no rule
-// about a path in this repository matches it (attacks B04).
-func workflowPath(j jobClaims) string {
-	rest, ok := strings.CutPrefix(j.WorkflowRef, j.Repository+"/")
-	if !ok {
-		return ""
-	}
-	path, ok := strings.CutSuffix(rest, "@"+j.Ref)
-	if !ok {
-		return ""
-	}
-	return path
 }
 
 // checkOwner compares ids: a name may belong to somebody else tomorrow (attacks B03).

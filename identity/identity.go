@@ -22,7 +22,8 @@ import (
 // and needs no closing.
 type Authenticator struct {
 	now     func() time.Time
-	issuers map[string]*issuer // by the exact iss
+	issuers map[string][]*issuer // by the exact iss: several have audiences of their own
+	domains map[string]*issuer   // of provider spiffe, by trust domain
 }
 
 // Authenticate verifies a compact JWS that carries JWT claims (RFC 7515, 7519,
@@ -58,6 +59,12 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (attest.
 	if err != nil {
 		return attest.Identity{}, err
 	}
+	// 5. What has become of the caller since the token was made.
+	if i.review != nil {
+		if err := i.review.check(ctx, t.text, id); err != nil {
+			return attest.Identity{}, err
+		}
+	}
 	return id, nil
 }
 
@@ -68,15 +75,30 @@ func (a *Authenticator) issuerOf(t token) (*issuer, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := c["iss"]; !ok {
+		if i := a.domainOf(c); i != nil {
+			return i, nil
+		}
+	}
 	iss, err := c.required("iss")
 	if err != nil {
 		return nil, err
 	}
-	i, ok := a.issuers[iss]
-	if !ok {
-		return nil, attest.Errorf(attest.IssuerNotAllowed, "the token's issuer %q is not configured here: ask the operator to add it, or use a token of a configured issuer", clip(iss))
+	found := a.issuers[iss]
+	if len(found) == 1 && !found[0].withoutIss() {
+		return found[0], nil
 	}
-	return i, nil
+	// Clusters that share an iss: the audience says which one, and that one's keys
+	// alone are asked (attacks B06).
+	for _, i := range found {
+		if !i.withoutIss() && i.checkAudience(c) == nil {
+			return i, nil
+		}
+	}
+	if len(found) > 1 {
+		return nil, attest.Errorf(attest.TokenAudience, "several clusters have the token's issuer %q, and none of them has its audience: request a token with the audience of your cluster's entry in the configuration", clip(iss))
+	}
+	return nil, attest.Errorf(attest.IssuerNotAllowed, "the token's issuer %q is not configured here: ask the operator to add it, or use a token of a configured issuer", clip(iss))
 }
 
 // verify returns the payload that the signature covers.
@@ -120,8 +142,11 @@ func (i *issuer) identity(t token, payload []byte, now time.Time) (attest.Identi
 	if err != nil {
 		return attest.Identity{}, err
 	}
-	if c["iss"] != i.Issuer.Issuer {
+	if iss, ok := c["iss"]; ok == i.withoutIss() || ok && iss != i.Issuer.Issuer {
 		return attest.Identity{}, attest.Errorf(attest.IssuerNotAllowed, "the verified claims name another issuer than the token did")
+	}
+	if err := i.checkType(t); err != nil {
+		return attest.Identity{}, err
 	}
 	expires, err := i.checkTimes(c, now)
 	if err != nil {
@@ -139,8 +164,8 @@ func (i *issuer) identity(t token, payload []byte, now time.Time) (attest.Identi
 		return attest.Identity{}, err
 	}
 	id := attest.Identity{
-		IssuerName: i.Name, Provider: i.Provider, Kind: i.Kind, Issuer: i.Issuer.Issuer,
-		Subject: sub, TokenID: tokenID, Expires: expires,
+		IssuerName: i.Name, Provider: i.Provider, Kind: i.Kind, Issuer: i.KnownIssuer(),
+		Subject: sub, TokenID: tokenID, Expires: expires, Once: i.Replay == replayOnce,
 	}
 	if err := i.read(c, &id); err != nil {
 		return attest.Identity{}, err
@@ -152,12 +177,13 @@ func (i *issuer) identity(t token, payload []byte, now time.Time) (attest.Identi
 // left out of it: one of ECDSA can be changed and still verify.
 func (i *issuer) tokenID(t token, c claims) (string, error) {
 	named := t.input
-	if _, ok := c["jti"]; ok {
+	// A token that others hold as well must say that it is one and the same.
+	if _, ok := c["jti"]; ok || i.sharedAudience() {
 		jti, err := c.required("jti")
 		if err != nil {
 			return "", err
 		}
-		named = i.Issuer.Issuer + "\n" + jti
+		named = i.KnownIssuer() + "\n" + jti
 	}
 	sum := sha256.Sum256([]byte(named))
 	return hex.EncodeToString(sum[:]), nil

@@ -48,12 +48,21 @@ const (
 
 var errRedirect = errors.New("a redirect, which is refused: configure the final URL as jwks_uri")
 
+// keySource is where an issuer's public keys are: a keySet on the network or a keyFile.
+type keySource interface {
+	// find returns the public key that kid names, fit for alg. TOKEN_KEY_UNKNOWN when
+	// the issuer has none, TOKEN_ALGORITHM when it is of another type or curve,
+	// ISSUER_KEYS_UNAVAILABLE when the keys cannot be had just now.
+	find(ctx context.Context, kid string, alg jose.SignatureAlgorithm) (crypto.PublicKey, error)
+}
+
 // keySet holds the keys of one issuer. They are read when somebody needs them:
 // nothing runs while nobody calls.
 type keySet struct {
 	name    string // of the issuer, for messages
 	issuer  string
-	jwksURI string // "": ask the discovery document
+	use     []string // what use a key may have; "" is none given
+	jwksURI string   // "": ask the discovery document
 	client  *http.Client
 	timeout time.Duration // of one reading: discovery and keys
 	now     func() time.Time
@@ -73,13 +82,12 @@ type keySet struct {
 type key struct {
 	kid     string
 	alg     string
+	use     string
 	public  crypto.PublicKey
 	problem string
 }
 
-// find returns the public key that kid names, fit for alg. TOKEN_KEY_UNKNOWN when
-// the issuer has none, TOKEN_ALGORITHM when it is of another type or curve,
-// ISSUER_KEYS_UNAVAILABLE when the keys cannot be had just now.
+// find implements keySource.
 func (s *keySet) find(ctx context.Context, kid string, alg jose.SignatureAlgorithm) (crypto.PublicKey, error) {
 	keys, err := s.current(ctx)
 	if err != nil {
@@ -93,7 +101,7 @@ func (s *keySet) find(ctx context.Context, kid string, alg jose.SignatureAlgorit
 		k, known = choose(keys, kid)
 	}
 	if !known {
-		return nil, s.unknown(kid, len(keys))
+		return nil, unknownKey(s.name, kid, len(keys))
 	}
 	return k.fit(alg)
 }
@@ -121,11 +129,11 @@ func choose(keys []key, kid string) (key, bool) {
 	return found[0], true
 }
 
-func (s *keySet) unknown(kid string, n int) error {
+func unknownKey(issuer, kid string, n int) error {
 	if kid == "" {
-		return attest.Errorf(attest.TokenKeyUnknown, "the token names no key (kid), and issuer %q has %d", s.name, n)
+		return attest.Errorf(attest.TokenKeyUnknown, "the token names no key (kid), and issuer %q has %d", issuer, n)
 	}
-	return attest.Errorf(attest.TokenKeyUnknown, "issuer %q has no key with the token's kid: get a new token; after a key change this service looks again within %v", s.name, seekEvery)
+	return attest.Errorf(attest.TokenKeyUnknown, "issuer %q has no key with the token's kid: get a new token; after a key change this service looks again within %v", issuer, seekEvery)
 }
 
 // fit returns the key when it may verify alg (attacks A02, A26, A27, A28).
@@ -214,7 +222,7 @@ func (s *keySet) read(ctx context.Context, want func(now time.Time) bool) error 
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return s.unavailable(ctx.Err())
+		return keysUnavailable(s.name, ctx.Err())
 	}
 }
 
@@ -253,13 +261,13 @@ func (s *keySet) judge(err error) error {
 			Err:     err,
 		}
 	}
-	return s.unavailable(err)
+	return keysUnavailable(s.name, err)
 }
 
-func (s *keySet) unavailable(err error) error {
+func keysUnavailable(issuer string, err error) error {
 	return &attest.Error{
 		Reason:  attest.KeysUnavailable,
-		Message: fmt.Sprintf("the keys of issuer %q cannot be read just now: try again; if it lasts, the operator finds the cause in the service's log", s.name),
+		Message: fmt.Sprintf("the keys of issuer %q cannot be read just now: try again; if it lasts, the operator finds the cause in the service's log", issuer),
 		Err:     err,
 	}
 }
@@ -277,7 +285,7 @@ func (s *keySet) fetch(ctx context.Context) ([]key, time.Duration, error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading key set: %w", err)
 	}
-	keys, err := parseKeys(body)
+	keys, err := parseKeys(body, s.use)
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading key set of %s: %w", uri, err)
 	}
@@ -353,8 +361,10 @@ func freshness(h http.Header) time.Duration {
 }
 
 // parseKeys reads a JWK set (RFC 7517). An empty one is an answer: the issuer
-// has withdrawn its keys.
-func parseKeys(body []byte) ([]key, error) {
+// has withdrawn its keys. Keys that have none of the uses stay in the list as
+// unusable, except the X.509 authorities of a SPIFFE bundle, which are no keys of
+// tokens at all.
+func parseKeys(body []byte, use []string) ([]key, error) {
 	if _, err := parseObject(body); err != nil {
 		return nil, err
 	}
@@ -372,13 +382,15 @@ func parseKeys(body []byte) ([]key, error) {
 	}
 	keys := make([]key, 0, len(set.Keys))
 	for _, raw := range set.Keys {
-		keys = append(keys, parseKey(raw))
+		if k := parseKey(raw, use); k.use != useX509SVID {
+			keys = append(keys, k)
+		}
 	}
 	return keys, nil
 }
 
 // parseKey reads one JWK. What cannot be used stays in the list with the reason.
-func parseKey(raw []byte) key {
+func parseKey(raw []byte, use []string) key {
 	var meta struct {
 		Kid string    `json:"kid"`
 		Alg string    `json:"alg"`
@@ -388,7 +400,7 @@ func parseKey(raw []byte) key {
 	if err := json.Unmarshal(raw, &meta); err != nil {
 		return key{problem: "is not a JWK"}
 	}
-	k := key{kid: meta.Kid, alg: meta.Alg}
+	k := key{kid: meta.Kid, alg: meta.Alg, use: meta.Use}
 	var jwk jose.JSONWebKey
 	switch err := jwk.UnmarshalJSON(raw); {
 	case err != nil || !jwk.Valid():
@@ -396,7 +408,7 @@ func parseKey(raw []byte) key {
 	case !jwk.IsPublic():
 		// A shared or leaked secret proves nothing.
 		k.problem = "is not a public key"
-	case meta.Use != "" && meta.Use != "sig":
+	case !slices.Contains(use, meta.Use):
 		k.problem = "is not for signatures (use)"
 	case meta.Ops != nil && !slices.Contains(*meta.Ops, "verify"):
 		k.problem = "is not for verifying (key_ops)"

@@ -32,6 +32,7 @@ type token struct {
 	input     string // the JWS signing input: header "." payload
 	alg       jose.SignatureAlgorithm
 	kid       string // "" when the header has none
+	typ       string // in lower case, without "application/"; "" when the header has none
 	payload   []byte
 	signature []byte
 }
@@ -90,7 +91,7 @@ func (t *token) readHeader(raw []byte) error {
 			return attest.Errorf(attest.TokenHeader, "the token's header has %q, which is never accepted: keys come from the configured issuer only", name)
 		}
 	}
-	if err := checkType(h); err != nil {
+	if t.typ, err = readType(h); err != nil {
 		return err
 	}
 	if kid, ok := h["kid"]; ok {
@@ -105,17 +106,17 @@ func (t *token) readHeader(raw []byte) error {
 	return nil
 }
 
-// checkType refuses tokens made for something else, such as logout tokens (RFC
+// readType refuses tokens made for something else, such as logout tokens (RFC
 // 8725, section 3.11). Access tokens (RFC 9068) with our audience are meant for us.
-func checkType(h map[string]any) error {
+func readType(h map[string]any) (string, error) {
 	v, ok := h["typ"]
 	if !ok {
-		return nil
+		return "", nil
 	}
 	typ, _ := v.(string)
 	typ = strings.TrimPrefix(strings.ToLower(typ), "application/")
 	if !slices.Contains([]string{"jwt", "jose", "at+jwt"}, typ) {
-		return attest.Errorf(attest.TokenHeader, "the token's typ is %q, not JWT: it was made for another use", clip(typ))
+		return "", attest.Errorf(attest.TokenHeader, "the token's typ is %q, not JWT: it was made for another use", clip(typ))
 	}
-	return nil
+	return typ, nil
 }

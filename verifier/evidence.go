@@ -3,6 +3,7 @@ package verifier
 import (
 	"crypto/x509"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 
@@ -89,7 +90,7 @@ type Signer struct {
 	SAN    string // URI in the certificate's subject alternative name
 	Issuer string // OIDC issuer of that identity
 	// Build is what the certificate's extensions say; what they do not hold
-	// (Actor, ActorID, JobID, RefProtected) is empty.
+	// (Actor, ActorID, RefProtected, GitLab's RunID) is empty.
 	Build attest.Build
 }
 
@@ -136,17 +137,23 @@ func derive(b *attest.Build) {
 	if b.SourceURI == "" {
 		return
 	}
-	if rest, ok := strings.CutPrefix(b.ConfigURI, b.SourceURI+"/"); ok {
-		if path, ok := strings.CutSuffix(rest, "@"+b.Ref); ok {
-			b.WorkflowPath = path
-		}
-	}
+	b.WorkflowPath = attest.WorkflowPath(b.SourceURI, b.ConfigURI, b.Ref)
 	if rest, ok := strings.CutPrefix(b.RunURI, b.SourceURI+"/actions/runs/"); ok {
 		if id, attempt, ok := strings.Cut(rest, "/attempts/"); ok && digits(id) && digits(attempt) {
 			b.RunID, b.RunAttempt = id, attempt
 		}
 	}
+	if id, ok := strings.CutPrefix(b.RunURI, b.SourceURI+"/-/jobs/"); ok && digits(id) {
+		b.JobID = id // GitLab's URI names the job alone
+	}
+	if m := buildkiteRun.FindStringSubmatch(b.RunURI); m != nil {
+		b.RunID, b.JobID = m[1], m[2]
+	}
 }
+
+// buildkiteRun is the URI of a job in a build of a pipeline, which is not below the
+// source's: SERVER/ORGANIZATION/PIPELINE/builds/NUMBER#JOB.
+var buildkiteRun = regexp.MustCompile(`^https?://[^/#?]+/[^/#?]+/[^/#?]+/builds/([0-9]+)#([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$`)
 
 func digits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
