@@ -214,6 +214,9 @@ func (d *document) layers() []attest.Digest {
 	return out
 }
 
+// dockerZstd is a layer type that runtimes unpack and the library does not list.
+const dockerZstd types.MediaType = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+
 // onlyLayers reports whether every blob is a layer. One of another type is in the
 // manifest and not in what runs: runtimes leave it out when they unpack the image
 // (containerd getLayers), so that such a manifest proves nothing.
@@ -236,6 +239,7 @@ type part struct {
 	name     string // os/arch[/variant]
 	platform *v1.Platform
 	doc      *document
+	config   imageConfig // read when its base is looked for
 }
 
 // Image fetches ref by its digest, with its platforms when it is an index, and
@@ -256,13 +260,35 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 	if err != nil {
 		return attest.Image{}, err
 	}
-	doc, err := c.document(ctx, ref.Repository, ref.Digest)
+	img, doc, parts, err := c.look(ctx, ref)
 	if err != nil {
 		return attest.Image{}, err
 	}
-	parts, err := c.parts(ctx, ref.Repository, doc)
+	q := &inquiry{Client: c, repo: ref.Repository, doc: doc, parts: parts, budget: newBudget()}
+	img.Base, err = q.base(ctx, hint, followed)
 	if err != nil {
 		return attest.Image{}, err
+	}
+	return img, nil
+}
+
+// Subjects is Image without the base: what statements about ref are about.
+func (c *Client) Subjects(ctx context.Context, ref attest.ImageRef) (attest.Image, error) {
+	ctx, cancel := c.within(ctx)
+	defer cancel()
+	img, _, _, err := c.look(ctx, ref)
+	return img, err
+}
+
+// look fetches an image with its platforms.
+func (c *Client) look(ctx context.Context, ref attest.ImageRef) (attest.Image, *document, []part, error) {
+	doc, err := c.document(ctx, ref.Repository, ref.Digest)
+	if err != nil {
+		return attest.Image{}, nil, nil, err
+	}
+	parts, err := c.parts(ctx, ref.Repository, doc)
+	if err != nil {
+		return attest.Image{}, nil, nil, err
 	}
 	img := attest.Image{Ref: ref, MediaType: string(doc.mediaType)}
 	if doc.index != nil {
@@ -270,11 +296,7 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 			img.Platforms = append(img.Platforms, attest.Platform{Name: p.name, Digest: p.doc.digest})
 		}
 	}
-	img.Base, err = c.base(ctx, doc, parts, hint, followed)
-	if err != nil {
-		return attest.Image{}, err
-	}
-	return img, nil
+	return img, doc, parts, nil
 }
 
 // parts returns the platforms of an image.
