@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"reflect"
@@ -212,6 +213,25 @@ func (c *condition) unmet(vars map[string]any, s structs) (wanted, got string) {
 		}
 	}
 	return strings.Join(want, " && "), show(fields, vars, s)
+}
+
+// checks returns every conjunct with what its fields are, as a JSON array of
+// {"wanted", "got", "met"}: wanted and got, claim by claim, for programs.
+func (c *condition) checks(vars map[string]any, s structs) string {
+	type check struct {
+		Wanted string `json:"wanted"`
+		Got    string `json:"got"`
+		Met    bool   `json:"met"`
+	}
+	var all []check
+	for _, p := range c.parts {
+		all = append(all, check{p.text, show(p.fields, vars, s), holds(p.run, vars) == nil})
+	}
+	raw, err := json.Marshal(all)
+	if err != nil {
+		return "" // strings always marshal
+	}
+	return string(raw)
 }
 
 // met counts the conjuncts that hold: of several conditions, that with most is

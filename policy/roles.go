@@ -196,6 +196,7 @@ func (p *Policy) notAllowed(role Role, e *entry, what string, vars map[string]an
 	return attest.Errorf(attest.SourceNotAllowed, "the role %s for %s wants %s (%s); the token has %s", role, what, wanted, e.when.where, orNothing(got)).
 		With("wanted", e.when.text+" ("+e.when.where.String()+")").
 		With("got", e.when.mentioned(vars, p.types)).
+		With("claims", e.when.checks(vars, p.types)).
 		With("role", string(role))
 }
 

@@ -122,6 +122,9 @@ func TestAllowTellsWantedAndGot(t *testing.T) {
 		"role":   "signers",
 		"wanted": "id.repository_id == '1296269' && id.ref == 'refs/heads/main' && id.workflow_path == '.github/workflows/release.yml' (policy.yaml:4)",
 		"got":    `id.repository_id = "1296269", id.ref = "refs/heads/dev", id.workflow_path = ".github/workflows/release.yml"`,
+		"claims": `[{"wanted":"id.repository_id == \"1296269\"","got":"id.repository_id = \"1296269\"","met":true},` +
+			`{"wanted":"id.ref == \"refs/heads/main\"","got":"id.ref = \"refs/heads/dev\"","met":false},` +
+			`{"wanted":"id.workflow_path == \".github/workflows/release.yml\"","got":"id.workflow_path = \".github/workflows/release.yml\"","met":true}]`,
 	}
 	if d := cmp.Diff(want, e.Metadata); d != "" {
 		t.Error(d)

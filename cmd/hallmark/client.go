@@ -28,7 +28,11 @@ import (
 )
 
 // maxAnswer bounds one answer of the server, in bytes.
-const maxAnswer = 32 << 20
+const maxAnswer = 128 << 20 // bundles of all the evidence of a request, in base64
+
+// maxRequest bounds one request, in bytes: all the evidence that it may carry, and
+// what is around it.
+const maxRequest = maxEvidenceBytes + 8<<20
 
 // session is a connection to a service whose trust root is the pinned one.
 type session struct {
@@ -205,10 +209,20 @@ func (a *app) dial(t target) (*session, error) {
 		grpc.WithUserAgent("hallmark/" + version),
 		grpc.WithDefaultServiceConfig(a.backoff.serviceConfig()),
 		grpc.WithMaxCallAttempts(a.backoff.attempts),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxAnswer)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer), grpc.MaxCallSendMsgSize(maxRequest),
+			// A call that is larger than this buffer is never repeated.
+			grpc.MaxRetryRPCBufferSize(maxRequest)),
 		grpc.WithStatsHandler(attempts{a}),
 	}
 	name := "dns:///" + t.host
+	if a.ClientCert != "" {
+		if t.plain {
+			return nil, usagef("--client-cert is for https://: without TLS nothing shows it")
+		}
+		if _, err := a.svid(nil); err != nil {
+			return nil, err
+		}
+	}
 	if t.plain {
 		// "localhost" is a name like any other to a resolver: what is dialled is
 		// checked as well, and no proxy of the environment is asked.
@@ -229,7 +243,7 @@ func (a *app) dial(t target) (*session, error) {
 		if err != nil {
 			return nil, err
 		}
-		secure := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots})
+		secure := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, GetClientCertificate: a.svid})
 		options = append(options, grpc.WithTransportCredentials(strictTLS{secure, s.refuse}))
 	}
 	var err error
@@ -237,6 +251,20 @@ func (a *app) dial(t target) (*session, error) {
 		return nil, fmt.Errorf("preparing the connection to %s: %w", t.url, err)
 	}
 	return s, nil
+}
+
+// svid reads --client-cert and --client-key: what replaces them while the command
+// runs is used by the next connection. Without them the server gets none. It
+// implements tls.Config.GetClientCertificate.
+func (a *app) svid(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	if a.ClientCert == "" {
+		return &tls.Certificate{}, nil
+	}
+	cert, err := tls.LoadX509KeyPair(a.ClientCert, a.ClientKey)
+	if err != nil {
+		return nil, fmt.Errorf("reading --client-cert and --client-key: %w", err)
+	}
+	return &cert, nil
 }
 
 // roots reads --ca-file; nil means those of the system.
@@ -266,10 +294,13 @@ type backoff struct {
 // natural keys) or only reads.
 var repeatable = []string{
 	hallmarkv1.SigningService_SignImages_FullMethodName,
+	hallmarkv1.SigningService_Attest_FullMethodName,
+	hallmarkv1.SigningService_Import_FullMethodName,
 	hallmarkv1.PromotionService_Verify_FullMethodName,
 	hallmarkv1.PromotionService_Promote_FullMethodName,
 	hallmarkv1.PromotionService_ListStages_FullMethodName,
 	hallmarkv1.AuditService_GetArtifact_FullMethodName,
+	hallmarkv1.AuditService_GetBase_FullMethodName,
 	hallmarkv1.AuditService_ListRecords_FullMethodName,
 	hallmarkv1.AuditService_GetDecision_FullMethodName,
 	hallmarkv1.TrustService_GetTrustedRoot_FullMethodName,

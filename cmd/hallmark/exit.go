@@ -274,7 +274,14 @@ func message(err error) string {
 	case errors.As(err, &remote):
 		var b strings.Builder
 		b.WriteString(plain(err.Error()))
+		table := claimTable(remote.metadata)
+		for _, line := range table {
+			b.WriteString("\n" + line)
+		}
 		for _, k := range slices.Sorted(maps.Keys(remote.metadata)) {
+			if table != nil && (k == "claims" || k == "wanted" || k == "got") {
+				continue // the table says the same
+			}
 			b.WriteString("\n  " + plain(k) + ": " + plain(remote.metadata[k]))
 		}
 		return b.String()

@@ -30,15 +30,20 @@ type cli struct {
 	Server          string        `env:"HALLMARK_SERVER" placeholder:"URL" help:"Service to talk to: https://HOST[:PORT], or http:// on this machine only."`
 	CAFile          string        `name:"ca-file" placeholder:"FILE" help:"PEM file with the only certificate authorities to accept from the server."`
 	TrustRootSHA256 string        `name:"trust-root-sha256" env:"HALLMARK_TRUST_ROOT_SHA256" placeholder:"HEX" help:"Fingerprint that the service's trust root must have. Without it the first one seen is remembered."`
-	IdentityToken   string        `name:"identity-token" placeholder:"FILE" help:"File with the identity token, or - for standard input. Without it: HALLMARK_IDENTITY_TOKEN, then the token of the CI job."`
+	IdentityToken   string        `name:"identity-token" xor:"caller" placeholder:"FILE" help:"File with the identity token, or - for standard input. Without it: HALLMARK_IDENTITY_TOKEN, then the token of the CI job."`
+	ClientCert      string        `name:"client-cert" xor:"caller" and:"svid" placeholder:"FILE" help:"PEM file with an X.509-SVID to sign in with, in place of a token; it is read again for every connection."`
+	ClientKey       string        `name:"client-key" and:"svid" placeholder:"FILE" help:"PEM file with the key of --client-cert."`
 	Output          string        `enum:"text,json,md" default:"text" help:"Form of the result: text, json or md; md is also appended to $$GITHUB_STEP_SUMMARY."`
 	Timeout         time.Duration `default:"3m" help:"Give up after this long, repetitions included."`
 	Verbose         bool          `short:"v" help:"Say more on standard error."`
 
 	Sign       signCmd       `cmd:"" help:"Sign image digests that this CI job has pushed, and attach their provenance."`
+	Attest     attestCmd     `cmd:"" help:"Have other evidence about an image signed with this caller's identity."`
+	Import     importCmd     `cmd:"" help:"Record what others have signed about an image, as far as the service trusts them."`
 	Verify     verifyCmd     `cmd:"" help:"Ask whether a digest is signed, or may run in a stage now. Nothing is recorded."`
 	Promote    promoteCmd    `cmd:"" help:"Ask the gate to move a stage to a digest."`
 	Provenance provenanceCmd `cmd:"" help:"Show what an image was built from, by whom, and how each field is known."`
+	Base       baseCmd       `cmd:"" help:"Explain which base images an image is built on, and how that is known."`
 	History    historyCmd    `cmd:"" help:"List records, newest first."`
 	Decision   decisionCmd   `cmd:"" help:"Show a recorded decision."`
 	Stages     stagesCmd     `cmd:"" help:"Show what is in the stages now."`
@@ -81,7 +86,7 @@ func run(ctx context.Context, a *app, args []string) int {
 	helped := false
 	parser, err := kong.New(&a.cli, kong.Name("hallmark"),
 		kong.Description("Sign image digests, prove where they come from, promote them from stage to stage."),
-		kong.Vars{"kinds": kindList()},
+		kong.Vars{"kinds": kindList(), "types": predicateList()},
 		kong.Writers(a.stdout, a.stderr),
 		// --help asks to exit; with what it returns, parsing would fail for want
 		// of a command, so that the wish is only noted here.

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,6 +24,7 @@ type provenanceInfo struct {
 	Image     string        `json:"image"`      // HOST/PATH@sha256:HEX
 	Builds    []buildInfo   `json:"builds"`     // one for each provenance, oldest first
 	Conflict  bool          `json:"conflict"`   // provenances that name different commits
+	Evidence  []statedInfo  `json:"evidence"`   // other evidence, oldest first
 	Records   []*recordInfo `json:"records"`    // everything recorded about the image, oldest first
 	TrustRoot string        `json:"trust_root"` // hex SHA-256 of the trust root by which records were checked here
 }
@@ -41,8 +44,25 @@ type buildInfo struct {
 	Run      graded    `json:"run"`
 	Builder  graded    `json:"builder"`
 	Actor    graded    `json:"actor"`
+	Runner   graded    `json:"runner"`
 	Base     *baseInfo `json:"base"`
 	BaseIs   graded    `json:"base_image"`
+	// Claims is all that the verified token said about the build, by its name in
+	// policies.
+	Claims map[string]graded `json:"claims"`
+	// Caller is what the job merely said of its own: nothing verifies it. The base
+	// image that it named is "base".
+	Caller map[string]graded `json:"caller,omitempty"`
+}
+
+// statedInfo is other evidence: whose word it is, and of what kind.
+type statedInfo struct {
+	Record        int64  `json:"record"`         // number
+	PredicateType string `json:"predicate_type"` // URI
+	Name          string `json:"name,omitempty"`
+	SignedBy      string `json:"signed_by"` // URI in the certificate
+	Issuer        string `json:"issuer"`    // that vouched for it
+	SignedAt      string `json:"signed_at"` // RFC 3339, UTC, by the timestamp
 }
 
 // graded is a value with how it is known.
@@ -82,7 +102,7 @@ func (c *provenanceCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	info := provenanceInfo{Image: ref.String(), Builds: []buildInfo{}, Records: []*recordInfo{}, TrustRoot: s.fingerprint}
+	info := provenanceInfo{Image: ref.String(), Builds: []buildInfo{}, Evidence: []statedInfo{}, Records: []*recordInfo{}, TrustRoot: s.fingerprint}
 	for _, item := range resp.GetRecords() {
 		rec := newRecordInfo(item.GetRecord())
 		if rec == nil {
@@ -97,6 +117,11 @@ func (c *provenanceCmd) Run(ctx context.Context, a *app) error {
 			if p, ok := ev.Provenance(); ok {
 				info.Builds = append(info.Builds, newBuildInfo(ev, p))
 			}
+			if ev.Kind() == attest.KindEvidence {
+				info.Evidence = append(info.Evidence, statedInfo{
+					int64(ev.Index()), ev.PredicateType(), ev.Statement().EvidenceName(), ev.Signer().SAN, ev.Signer().Issuer, attest.Time(ev.Time()),
+				})
+			}
 		}
 		info.Records = append(info.Records, rec)
 	}
@@ -110,12 +135,21 @@ func (c *provenanceCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
+// gradeText is a grade with what it means.
+func gradeText(g attest.Grade) string {
+	words, ok := gradeWords[g]
+	if g == "" || !ok {
+		return gradeWords[""]
+	}
+	return string(g) + ": " + words
+}
+
 // examine verifies a record that a CI job's certificate signed. For those of the
 // gate key it returns nil: that key came from the same server, so that verifying
 // with it would prove nothing (attacks H03).
 func examine(v *verifier.Verifier, ref attest.ImageRef, item *hallmarkv1.ArtifactRecord) (*verifier.Evidence, error) {
 	kind := attest.RecordKind(item.GetRecord().GetKind())
-	if kind != attest.KindSignature && kind != attest.KindProvenance {
+	if kind != attest.KindSignature && kind != attest.KindProvenance && kind != attest.KindEvidence {
 		return nil, nil
 	}
 	ev, err := v.Bundle(item.GetBundle(), ref.Digest)
@@ -149,11 +183,16 @@ func newBuildInfo(ev *verifier.Evidence, p attest.Provenance) buildInfo {
 	claim := func(value string) graded {
 		return say(value, definition+"/internalParameters/hallmark_claims")
 	}
+	source := claim(claims.SourceURI)
+	if !claims.HasSource() {
+		// A repository without a commit is no source that anybody could rebuild from.
+		source = say(attest.SourceUnknown, definition+"/externalParameters")
+	}
 	b := buildInfo{
 		Record: int64(ev.Index()), SignedBy: ev.Signer().SAN, Issuer: ev.Signer().Issuer, SignedAt: attest.Time(ev.Time()),
 		Built:  say("this job built this digest", "/subject"),
-		Commit: claim(claims.Commit), Ref: claim(claims.Ref), Source: claim(claims.SourceURI),
-		Pipeline: claim(orElse(claims.SignerURI, claims.ConfigURI)), Event: claim(claims.Event), Actor: claim(claims.Actor),
+		Commit: claim(claims.Commit), Ref: claim(claims.Ref), Source: source,
+		Pipeline: claim(orElse(claims.SignerURI, claims.ConfigURI)), Event: claim(claims.Event), Actor: claim(claims.Actor), Runner: claim(claims.Runner),
 		Run:     say(p.RunDetails.Metadata.InvocationID, "/predicate/runDetails/metadata/invocationId"),
 		Builder: say(p.RunDetails.Builder.ID, "/predicate/runDetails/builder/id"),
 		Base:    baseOf(p.Internal().Base),
@@ -167,18 +206,35 @@ func newBuildInfo(ev *verifier.Evidence, p attest.Provenance) buildInfo {
 		}
 	}
 	b.BaseIs = say(baseText(b.Base), pointer)
+	b.Claims = map[string]graded{}
+	for name, value := range saidClaims(claims) {
+		b.Claims[name] = claim(value)
+	}
+	b.Caller = callerFacts(p.Internal())
 	return b
 }
 
-func baseOf(b attest.Base) *baseInfo {
-	info := &baseInfo{Result: string(b.Result), Repository: string(b.Repository), Tag: b.Tag}
-	if !b.Digest.IsZero() {
-		info.Digest = b.Digest.String()
+// saidClaims returns the claims that are there, by their names in JSON, which are
+// those of a policy's conditions.
+func saidClaims(b attest.Build) map[string]string {
+	var out map[string]string
+	if raw, err := json.Marshal(b); err != nil || json.Unmarshal(raw, &out) != nil {
+		return nil // a struct of strings always marshals
 	}
-	for _, part := range b.Platforms {
-		info.Layers = max(info.Layers, int32(part.Layers))
+	return out
+}
+
+// callerFacts are what the job said of its own. Whatever grade the statement gives
+// them, they are its word.
+func callerFacts(in attest.InternalParameters) map[string]graded {
+	out := map[string]graded{}
+	for name, value := range in.Caller {
+		out[name] = graded{value, string(attest.GradeCaller), gradeWords[attest.GradeCaller]}
 	}
-	return info
+	if in.Hints != nil && in.Hints.Base != "" {
+		out["base"] = graded{in.Hints.Base, string(attest.GradeCaller), gradeWords[attest.GradeCaller]}
+	}
+	return out
 }
 
 func (info provenanceInfo) result() result {
@@ -190,15 +246,21 @@ func (info provenanceInfo) result() result {
 			graded
 		}{
 			{"commit", b.Commit}, {"ref", b.Ref}, {"source", b.Source}, {"pipeline", b.Pipeline}, {"event", b.Event},
-			{"actor", b.Actor}, {"run", b.Run}, {"builder", b.Builder}, {"built", b.Built}, {"base", b.BaseIs},
+			{"actor", b.Actor}, {"run", b.Run}, {"runner", b.Runner}, {"builder", b.Builder}, {"built", b.Built}, {"base", b.BaseIs},
 		} {
 			if f.Value != "" {
-				r.field(f.name, "%s  (%s)", f.Value, f.Known)
+				r.field(f.name, "%s  (%s)", f.Value, gradeText(attest.Grade(f.Grade)))
 			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(b.Caller)) {
+			r.field("caller", "%s = %s  (%s)", name, b.Caller[name].Value, gradeText(attest.GradeCaller))
 		}
 		r.field("signed by", "%s", b.SignedBy)
 		r.field("", "vouched for by %s, %s", b.Issuer, b.SignedAt)
 		r.field("record", "%d", b.Record)
+	}
+	for _, e := range info.Evidence {
+		r.field("evidence", "%s, record %d, by %s", evidenceInfo{PredicateType: e.PredicateType, Name: e.Name}.label(), e.Record, e.SignedBy)
 	}
 	if info.Conflict {
 		r.mark(warned, "  ! these provenances name different commits [%s]", attest.ProvenanceConflict)

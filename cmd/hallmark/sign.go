@@ -19,9 +19,12 @@ import (
 
 type signCmd struct {
 	Images    []string `arg:"" placeholder:"REPO@DIGEST" help:"Images to sign: HOST/PATH@sha256:…"`
-	Base      string   `placeholder:"REF" help:"Base image of all of them: HOST/PATH[:TAG][@DIGEST]. It is checked against the layers."`
+	Base      string   `placeholder:"REF" help:"Base image of all of them: HOST/PATH[:TAG][@DIGEST], or scratch. It is checked against the layers."`
+	Facts     []string `name:"fact" placeholder:"NAME=VALUE" sep:"none" help:"Say something of your own about all of them. It is recorded as the caller's word, apart from what is verified."`
 	Attach    string   `enum:"server,client" default:"server" help:"Who attaches the bundles to the image: the server, or the client with this job's docker configuration."`
 	BundleOut string   `name:"bundle-out" placeholder:"DIR" help:"Also write the bundles into this directory."`
+	Outputs   string   `placeholder:"FILE" help:"Append NAME=VALUE lines for later steps to this file: $$GITHUB_OUTPUT, or a dotenv report of GitLab."`
+	evidenceFlags
 	registryFlags
 }
 
@@ -46,6 +49,7 @@ type signedInfo struct {
 	ProvenanceBundle json.RawMessage `json:"provenance_bundle,omitempty"` // Sigstore bundle v0.3
 	Attached         string          `json:"attached,omitempty"`          // server, client, pending
 	Repeated         bool            `json:"repeated,omitempty"`          // the records were there before this call
+	Evidence         []evidenceInfo  `json:"evidence,omitempty"`          // in the order of the request
 	Files            []string        `json:"files,omitempty"`             // written by --bundle-out
 }
 
@@ -69,21 +73,14 @@ type recordInfo struct {
 // values are those of one facet, in order.
 type values []string
 
-type baseInfo struct {
-	Result     string `json:"result"` // PROVEN_LAYERS, CLAIMED, UNKNOWN, CONTRADICTED
-	Repository string `json:"repository,omitempty"`
-	Tag        string `json:"tag,omitempty"`
-	Digest     string `json:"digest,omitempty"`
-	Layers     int32  `json:"layers,omitempty"` // how many leading layers are the base's
-}
-
 // Run signs all images in one request. An image that is refused does not stop
 // the others; the exit code tells of it.
 func (c *signCmd) Run(ctx context.Context, a *app) error {
-	req := &hallmarkv1.SignImagesRequest{Attach: hallmarkv1.Attach_ATTACH_SERVER}
-	if c.Attach == "client" {
-		req.Attach = hallmarkv1.Attach_ATTACH_CLIENT
+	facts, err := parseFacts(c.Facts)
+	if err != nil {
+		return err
 	}
+	req := &hallmarkv1.SignImagesRequest{Attach: attachBy(c.Attach)}
 	var refs []attest.ImageRef
 	for _, arg := range c.Images {
 		ref, err := c.image(ctx, a, arg)
@@ -91,7 +88,10 @@ func (c *signCmd) Run(ctx context.Context, a *app) error {
 			return err
 		}
 		refs = append(refs, ref)
-		req.Images = append(req.Images, &hallmarkv1.SignImage{Image: ref.String(), Base: c.Base})
+		req.Images = append(req.Images, &hallmarkv1.SignImage{Image: ref.String(), Base: c.Base, Facts: facts})
+	}
+	if req.Evidence, err = c.collect(a, refs); err != nil {
+		return err
 	}
 	s, err := a.signIn(ctx)
 	if err != nil {
@@ -108,19 +108,96 @@ func (c *signCmd) Run(ctx context.Context, a *app) error {
 	r := result{title: "hallmark sign"}
 	info, code := signInfo{}, exitOK
 	for i, signed := range resp.GetResults() {
-		one, err := c.finish(ctx, s, refs[i], signed)
+		one, err := c.finish(ctx, s, refs[i], req.GetEvidence(), signed)
 		if err != nil {
 			one.Refusal = refusalOf(err)
 			code = worse(code, exitCode(err))
+		}
+		for _, e := range one.Evidence {
+			if e.Refusal != nil {
+				code = worse(code, refusalExit(attest.Reason(e.Refusal.Reason)))
+			}
 		}
 		r.signed(one)
 		info.Results = append(info.Results, one)
 	}
 	r.data = info
+	if c.Outputs != "" && code == exitOK {
+		if err := appendFile(c.Outputs, info.outputs()); err != nil {
+			return fmt.Errorf("writing --outputs: %w", err)
+		}
+	}
 	if err := a.print(r); err != nil {
 		return err
 	}
 	return answer(code)
+}
+
+// parseFacts reads NAME=VALUE pairs. The rules are the server's: which names are
+// taken by what it verifies is told before anything is signed (attacks B07).
+func parseFacts(args []string) (map[string]string, error) {
+	facts := map[string]string{}
+	for _, arg := range args {
+		name, value, ok := strings.Cut(arg, "=")
+		if !ok {
+			return nil, usagef("--fact %q is not NAME=VALUE", arg)
+		}
+		if _, twice := facts[name]; twice {
+			return nil, usagef("--fact %s is given twice", name)
+		}
+		facts[name] = value
+	}
+	return facts, attest.CheckCallerFacts(facts)
+}
+
+// outputs are the results that later steps of a job use, a line each. Those of
+// several images are separated by spaces, which none of them has except a path.
+// No value can start another line, and the names are those that GitHub and GitLab
+// both take.
+func (info signInfo) outputs() []byte {
+	var digests, signatures, provenances, builders, bundles []string
+	for _, one := range info.Results {
+		digests, builders = append(digests, one.Digests[0]), append(builders, one.Builder)
+		signatures, provenances = append(signatures, one.Signature.ID), append(provenances, one.Provenance.ID)
+		for _, f := range one.Files {
+			if strings.HasSuffix(f, ".provenance"+bundleSuffix) {
+				bundles = append(bundles, f)
+			}
+		}
+	}
+	var b bytes.Buffer
+	for _, line := range []struct {
+		name   string
+		values []string
+	}{{"digest", digests}, {"signature_record", signatures}, {"provenance_record", provenances}, {"builder", builders}, {"bundle_path", bundles}} {
+		if len(line.values) > 0 {
+			fmt.Fprintf(&b, "%s=%s\n", line.name, plain(strings.Join(line.values, " ")))
+		}
+	}
+	return b.Bytes()
+}
+
+// attachBy reads --attach.
+func attachBy(flag string) hallmarkv1.Attach {
+	if flag == "client" {
+		return hallmarkv1.Attach_ATTACH_CLIENT
+	}
+	return hallmarkv1.Attach_ATTACH_SERVER
+}
+
+// attachedBy is an attach state in JSON.
+func attachedBy(s hallmarkv1.AttachState) string {
+	return map[hallmarkv1.AttachState]string{
+		hallmarkv1.AttachState_ATTACH_STATE_ATTACHED: "server",
+		hallmarkv1.AttachState_ATTACH_STATE_PENDING:  "pending",
+		hallmarkv1.AttachState_ATTACH_STATE_CLIENT:   "client",
+	}[s]
+}
+
+// attachedWords are attach states for people.
+var attachedWords = map[string]string{
+	"server": "by the server, read back", "client": "by this job, read back",
+	"pending": "not yet: the server goes on trying",
 }
 
 // worse returns the code to exit with when several images failed: the first that
@@ -134,7 +211,7 @@ func worse(a, b int) int {
 
 // finish checks what the server returned about one image, attaches it and
 // writes it to files as asked.
-func (c *signCmd) finish(ctx context.Context, s *session, ref attest.ImageRef, signed *hallmarkv1.SignedImage) (signedInfo, error) {
+func (c *signCmd) finish(ctx context.Context, s *session, ref attest.ImageRef, sent []*hallmarkv1.Evidence, signed *hallmarkv1.SignedImage) (signedInfo, error) {
 	info := signedInfo{Image: ref.String()}
 	if f := signed.GetRefusal(); f != nil {
 		return info, &attest.Error{Reason: attest.Reason(f.GetReason()), Message: f.GetMessage(), Metadata: f.GetMetadata()}
@@ -151,15 +228,20 @@ func (c *signCmd) finish(ctx context.Context, s *session, ref attest.ImageRef, s
 		return info, err
 	}
 	bundles := []bundle{
-		{"signature", attest.KindSignature, signed.GetSignature(), signed.GetSignatureBundle()},
-		{"provenance", attest.KindProvenance, signed.GetProvenance(), signed.GetProvenanceBundle()},
+		{"signature", attest.KindSignature, attest.PredicateSignature, signed.GetSignature(), signed.GetSignatureBundle()},
+		{"provenance", attest.KindProvenance, attest.PredicateProvenance, signed.GetProvenance(), signed.GetProvenanceBundle()},
 	}
 	for _, b := range bundles {
 		if err := b.check(v, digests); err != nil {
 			return info, err
 		}
 	}
+	evidence, more, err := c.evidence(v, ref, digests, sent, signed)
+	if err != nil {
+		return info, err
+	}
 	info = newSignedInfo(signed)
+	info.Evidence, bundles = evidence, append(bundles, more...)
 	if signed.GetAttachState() == hallmarkv1.AttachState_ATTACH_STATE_CLIENT {
 		if err := c.attach(ctx, s.app, ref, digests, bundles); err != nil {
 			return info, fmt.Errorf("signed and recorded, but not attached: %w", err)
@@ -190,10 +272,11 @@ func parseDigests(ref attest.ImageRef, in []string) ([]attest.Digest, error) {
 
 // bundle is one signed statement as the server returned it.
 type bundle struct {
-	name   string // in file names
-	kind   attest.RecordKind
-	record *hallmarkv1.Record
-	raw    []byte // Sigstore bundle v0.3, JSON
+	name          string // in file names
+	kind          attest.RecordKind
+	predicateType string // URI
+	record        *hallmarkv1.Record
+	raw           []byte // Sigstore bundle v0.3, JSON
 }
 
 // check verifies a bundle before it is passed on: what this command reports as
@@ -213,23 +296,24 @@ func (b bundle) check(v *verifier.Verifier, digests []attest.Digest) error {
 
 // attach writes the bundles to the registry with the job's own rights, to the
 // index and to each of its platforms.
-func (c *signCmd) attach(ctx context.Context, a *app, ref attest.ImageRef, digests []attest.Digest, bundles []bundle) error {
+func (c registryFlags) attach(ctx context.Context, a *app, ref attest.ImageRef, digests []attest.Digest, bundles []bundle) error {
 	client, err := c.client(ref.Repository)
 	if err != nil {
 		return err
 	}
 	defer a.progress("attaching to " + ref.String())()
-	predicates := map[attest.RecordKind]string{attest.KindSignature: attest.PredicateSignature, attest.KindProvenance: attest.PredicateProvenance}
 	for _, d := range digests {
 		for _, b := range bundles {
 			to := attest.ImageRef{Repository: ref.Repository, Digest: d}
-			if err := client.Attach(ctx, to, b.raw, predicates[b.kind], b.record.GetTime().AsTime()); err != nil {
+			if err := client.Attach(ctx, to, b.raw, b.predicateType, b.record.GetTime().AsTime()); err != nil {
 				return fmt.Errorf("%s of %s: %w", b.name, to, err)
 			}
 		}
 	}
 	return nil
 }
+
+const bundleSuffix = ".sigstore.json"
 
 // writeBundles writes DIR/<hex>.<name>.sigstore.json and returns the paths. A
 // file with other content is left as it is and is an error.
@@ -239,7 +323,7 @@ func writeBundles(dir string, d attest.Digest, bundles []bundle) ([]string, erro
 	}
 	var paths []string
 	for _, b := range bundles {
-		path := filepath.Join(dir, d.Hex()+"."+b.name+".sigstore.json")
+		path := filepath.Join(dir, d.Hex()+"."+b.name+bundleSuffix)
 		if err := writeOnce(path, b.raw); err != nil {
 			return paths, fmt.Errorf("writing bundles: %w", err)
 		}
@@ -272,24 +356,9 @@ func newSignedInfo(s *hallmarkv1.SignedImage) signedInfo {
 		Image: s.GetImage(), Digests: s.GetDigests(), Source: s.GetSource(), Ref: s.GetRef(), Commit: s.GetCommit(),
 		Run: s.GetRun(), Builder: s.GetBuilder(), Base: newBaseInfo(s.GetBase()), Repeated: s.GetRepeatedRequest(),
 		Signature: newRecordInfo(s.GetSignature()), Provenance: newRecordInfo(s.GetProvenance()),
-		SignatureBundle: rawJSON(s.GetSignatureBundle()), ProvenanceBundle: rawJSON(s.GetProvenanceBundle()),
-	}
-	switch s.GetAttachState() {
-	case hallmarkv1.AttachState_ATTACH_STATE_ATTACHED:
-		info.Attached = "server"
-	case hallmarkv1.AttachState_ATTACH_STATE_PENDING:
-		info.Attached = "pending"
-	case hallmarkv1.AttachState_ATTACH_STATE_CLIENT:
-		info.Attached = "client"
+		Attached: attachedBy(s.GetAttachState()), SignatureBundle: rawJSON(s.GetSignatureBundle()), ProvenanceBundle: rawJSON(s.GetProvenanceBundle()),
 	}
 	return info
-}
-
-func newBaseInfo(b *hallmarkv1.BaseImage) *baseInfo {
-	if b == nil {
-		return nil
-	}
-	return &baseInfo{b.GetResult(), b.GetRepository(), b.GetTag(), b.GetDigest(), b.GetLayers()}
 }
 
 func newRecordInfo(r *hallmarkv1.Record) *recordInfo {
@@ -319,6 +388,9 @@ func (r *result) signed(s signedInfo) {
 	if s.Refusal != nil {
 		r.mark(bad, "REFUSED  %s", s.Image)
 		r.add("  %s [%s]", s.Refusal.Message, s.Refusal.Reason)
+		for _, line := range claimTable(s.Refusal.Metadata) {
+			r.add("%s", line)
+		}
 		if s.Signature == nil {
 			return
 		}
@@ -335,10 +407,17 @@ func (r *result) signed(s signedInfo) {
 	r.field("builder", "%s", s.Builder)
 	r.field("base", "%s", baseText(s.Base))
 	r.field("records", "signature %s, provenance %s", number(s.Signature), number(s.Provenance))
-	r.field("attached", "%s", map[string]string{
-		"server": "by the server, read back", "client": "by this job, read back",
-		"pending": "not yet: the server goes on trying",
-	}[s.Attached])
+	r.field("attached", "%s", attachedWords[s.Attached])
+	for _, e := range s.Evidence {
+		switch {
+		case e.Refusal != nil:
+			r.mark(bad, "  x %s  %s [%s]", e.label(), e.Refusal.Message, e.Refusal.Reason)
+		case e.Attached == "pending":
+			r.field("evidence", "%s, record %s, not attached yet", e.label(), number(e.Record))
+		default:
+			r.field("evidence", "%s, record %s%s", e.label(), number(e.Record), map[bool]string{true: " (recorded before)"}[e.Repeated])
+		}
+	}
 	for _, f := range s.Files {
 		r.field("bundle", "%s", f)
 	}
@@ -349,29 +428,4 @@ func number(r *recordInfo) string {
 		return "none"
 	}
 	return strconv.FormatInt(r.Number, 10)
-}
-
-// baseText says which base an image has and how that is known.
-func baseText(b *baseInfo) string {
-	if b == nil {
-		return ""
-	}
-	name := b.Repository
-	if b.Tag != "" {
-		name += ":" + b.Tag
-	}
-	if b.Digest != "" {
-		name += "@" + b.Digest
-	}
-	layers := fmt.Sprintf("its %d layers are", b.Layers)
-	if b.Layers == 1 {
-		layers = "its one layer is"
-	}
-	how := map[string]string{
-		string(attest.ProvenLayers): "proved: " + layers + " the image's first",
-		string(attest.Claimed):      "claimed, not proved",
-		string(attest.Unclaimed):    "not known: nobody names one",
-		string(attest.Contradicted): "claimed, but the layers say otherwise",
-	}[b.Result]
-	return strings.TrimSpace(name + "  " + orElse(how, b.Result))
 }

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/sigstore/cosign/v2/pkg/providers"
-	_ "github.com/sigstore/cosign/v2/pkg/providers/buildkite"
 	_ "github.com/sigstore/cosign/v2/pkg/providers/envvar"
 	_ "github.com/sigstore/cosign/v2/pkg/providers/filesystem"
 	_ "github.com/sigstore/cosign/v2/pkg/providers/github"
@@ -25,13 +24,32 @@ import (
 )
 
 // ambient are the places where a CI system leaves or hands out tokens, in the
-// order in which they are tried (cosign's).
-var ambient = []struct{ provider, what string }{
-	{"envvar", "SIGSTORE_ID_TOKEN"},
-	{"filesystem", "/var/run/sigstore/cosign/oidc-token"},
-	{"github-actions", "GitHub Actions"},
-	{"buildkite-agent", "the Buildkite agent"},
-	{"spiffe", "the SPIFFE workload API"},
+// order in which they are tried: cosign's, then the variables of further systems.
+var ambient = []struct {
+	what string
+	ask  func(ctx context.Context, a *app, audience string) (string, error) // errNotHere elsewhere
+}{
+	{"SIGSTORE_ID_TOKEN", cosign("envvar")},
+	{"/var/run/sigstore/cosign/oidc-token", cosign("filesystem")},
+	{"GitHub Actions", cosign("github-actions")},
+	{"the Buildkite agent", buildkite},
+	{"the SPIFFE workload API", cosign("spiffe")},
+	{"CIRCLE_OIDC_TOKEN_V2", variable("CIRCLE_OIDC_TOKEN_V2")},
+	{"BITBUCKET_STEP_OIDC_TOKEN", variable("BITBUCKET_STEP_OIDC_TOKEN")},
+}
+
+// cosign returns one of cosign's providers.
+func cosign(name string) func(context.Context, *app, string) (string, error) {
+	return func(ctx context.Context, _ *app, audience string) (string, error) {
+		p, err := providers.ProvideFrom(ctx, name)
+		if err != nil {
+			return "", err
+		}
+		if !p.Enabled(ctx) {
+			return "", errNotHere
+		}
+		return p.Provide(ctx, audience)
+	}
 }
 
 const (
@@ -60,11 +78,15 @@ type bearer struct {
 	local bool
 }
 
-// signIn connects and finds the token that further calls carry.
+// signIn connects and finds the token that further calls carry. With a client
+// certificate they carry none: two identities are refused.
 func (a *app) signIn(ctx context.Context) (*session, error) {
 	s, err := a.connect(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if a.ClientCert != "" {
+		return s, nil
 	}
 	token, err := a.token(ctx, s)
 	if err != nil {
@@ -133,7 +155,7 @@ func (a *app) ambientToken(ctx context.Context, s *session) (secret, error) {
 	defer a.progress("waiting for an identity token")()
 	var tried []string
 	for _, place := range ambient {
-		token, err := provide(ctx, place.provider, audience)
+		token, err := a.provide(ctx, place.ask, audience)
 		switch {
 		case errors.Is(err, errNotHere):
 			continue
@@ -149,18 +171,11 @@ func (a *app) ambientToken(ctx context.Context, s *session) (secret, error) {
 
 var errNotHere = errors.New("not in this environment")
 
-// provide returns the token of one ambient provider.
-func provide(ctx context.Context, name, audience string) (secret, error) {
+// provide returns the token of one ambient place.
+func (a *app) provide(ctx context.Context, ask func(context.Context, *app, string) (string, error), audience string) (secret, error) {
 	ctx, cancel := context.WithTimeout(ctx, providerWait)
 	defer cancel()
-	p, err := providers.ProvideFrom(ctx, name)
-	if err != nil {
-		return "", err
-	}
-	if !p.Enabled(ctx) {
-		return "", errNotHere
-	}
-	raw, err := p.Provide(ctx, audience)
+	raw, err := ask(ctx, a, audience)
 	if err != nil {
 		return "", err
 	}
@@ -223,29 +238,5 @@ func (a *app) notSignedIn(audience string, tried []string) error {
 	if len(lines) == 0 {
 		lines = append(lines, "  There is none in --identity-token, HALLMARK_IDENTITY_TOKEN, SIGSTORE_ID_TOKEN, and no CI system offers one.")
 	}
-	switch {
-	case a.getenv("GITHUB_ACTIONS") == "true":
-		lines = append(lines, gitHubHelp...)
-	case a.getenv("GITLAB_CI") == "true":
-		lines = append(lines, gitLabHelp(audience)...)
-	default:
-		lines = slices.Concat(lines, gitHubHelp, gitLabHelp(audience))
-	}
-	return &guideError{attest.Errorf(attest.TokenMissing, "not signed in: no identity token for %s was found", audience), lines}
-}
-
-var gitHubHelp = []string{
-	"  In GitHub Actions the job needs:",
-	"    permissions:",
-	"      contents: read",
-	"      id-token: write",
-}
-
-func gitLabHelp(audience string) []string {
-	return []string{
-		"  In GitLab CI the job needs:",
-		"    id_tokens:",
-		"      HALLMARK_IDENTITY_TOKEN:",
-		"        aud: " + audience,
-	}
+	return &guideError{attest.Errorf(attest.TokenMissing, "not signed in: no identity token for %s was found", audience), append(lines, a.advice(audience)...)}
 }
