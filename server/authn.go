@@ -2,7 +2,9 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"net/http"
 	"sync"
 	"time"
@@ -49,43 +51,105 @@ func caller(ctx context.Context) attest.Identity {
 	return a.identity
 }
 
-// admit authenticates a call of method from its authorization values. A method
-// that nobody serves needs no identity: its caller learns just that.
-func (s *Server) admit(ctx context.Context, method string, authorization []string) admission {
+// admit authenticates a call of method from its credential. A method that nobody
+// serves needs no identity: its caller learns just that.
+func (s *Server) admit(ctx context.Context, method string, c credential) admission {
 	if public[method] || !s.methods[method] {
 		return admission{anonymous: true}
 	}
-	token, err := identity.Bearer(authorization)
-	if err != nil {
-		return admission{err: err}
-	}
-	id, err := s.verified.authenticate(ctx, token)
+	id, err := s.authenticate(ctx, c)
 	if err != nil {
 		return admission{err: err}
 	}
 	return admission{identity: id}
 }
 
+// authenticate verifies a credential. A certificate is verified for every call,
+// not once for the connection, which may outlive it (attacks A24).
+func (s *Server) authenticate(ctx context.Context, c credential) (attest.Identity, error) {
+	if len(c.chain) > 0 {
+		return s.verified.auth.AuthenticateCertificate(ctx, c.chain)
+	}
+	token, err := identity.Bearer(c.authorization)
+	if err != nil {
+		return attest.Identity{}, err
+	}
+	return s.verified.authenticate(ctx, token)
+}
+
 // admitRPC returns the admission of a call that reached the interceptor: the one
 // made before its body was read, or, of a call that came through the gateway,
-// one made from the metadata.
+// the one that was handed over.
 func (s *Server) admitRPC(ctx context.Context, method string) admission {
 	if a, ok := ctx.Value(admissionKey{}).(admission); ok {
 		return a
 	}
 	md, _ := metadata.FromIncomingContext(ctx)
-	return s.admit(ctx, method, md.Get("authorization"))
+	if handle := md.Get(handoverKey); len(handle) == 1 {
+		if h, ok := s.handed.Load(handle[0]); ok && h.(handover).method == method {
+			return h.(handover).admission
+		}
+	}
+	return s.admit(ctx, method, credential{})
 }
 
-// credentials returns the authorization values of an HTTP request. A page
-// session beside them is a second identity (attacks A25).
-func credentials(h http.Header) ([]string, error) {
-	values := h.Values("Authorization")
-	if len(values) > 0 && web.HasSession(h) {
-		return nil, attest.Errorf(attest.TwoIdentities, "the request has a token and a page session: send one of them")
-	}
-	return values, nil
+// handover is an admission on its way through the gateway's in-memory connection.
+// It is good for the method that it was made for: what the gateway makes of a
+// path is not trusted to be what the route made of it.
+type handover struct {
+	method    string
+	admission admission
 }
+
+const handoverKey = "hallmark-admission"
+
+type handleKey struct{}
+
+// handOver returns ctx for the gateway with an admission that admitRPC finds until
+// done is called. The handle is a secret of this process, and nothing but the
+// gateway reaches the connection on which it counts.
+func (s *Server) handOver(ctx context.Context, method string, a admission) (_ context.Context, done func()) {
+	handle := rand.Text()
+	s.handed.Store(handle, handover{method, a})
+	return context.WithValue(ctx, handleKey{}, handle), func() { s.handed.Delete(handle) }
+}
+
+// handleOf gives the gateway the metadata of a call.
+func handleOf(ctx context.Context, _ *http.Request) metadata.MD {
+	handle, _ := ctx.Value(handleKey{}).(string)
+	return metadata.Pairs(handoverKey, handle)
+}
+
+// credential is what a request shows of its caller: authorization values, or the
+// client certificate of its connection, whose key the handshake has proved. Nothing
+// verified it yet. Headers in which proxies name certificates, users or addresses
+// are never read (attacks A29).
+type credential struct {
+	authorization []string
+	chain         []*x509.Certificate
+}
+
+// credentialOf returns the one credential of a request, an empty one when it has
+// none. Two are refused, because different layers would pick different ones
+// (attacks A25).
+func credentialOf(r *http.Request) (credential, error) {
+	c := credential{authorization: r.Header.Values("Authorization")}
+	if r.TLS != nil {
+		c.chain = r.TLS.PeerCertificates
+	}
+	shown := 0
+	for _, has := range []bool{len(c.authorization) > 0, len(c.chain) > 0, web.HasSession(r.Header)} {
+		if has {
+			shown++
+		}
+	}
+	if shown > 1 {
+		return credential{}, attest.Errorf(attest.TwoIdentities, "the request has more than one of a token, a client certificate and a page session: send one of them")
+	}
+	return c, nil
+}
+
+func (c credential) none() bool { return len(c.authorization)+len(c.chain) == 0 }
 
 // verified remembers for a moment which tokens were good: a job or an admission
 // controller sends the same one with every call, and verifying it costs more than

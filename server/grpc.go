@@ -54,10 +54,10 @@ func (s *Server) newGRPC() *grpc.Server {
 // make the server hold one.
 func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	var a admission
-	if values, err := credentials(r.Header); err != nil {
+	if c, err := credentialOf(r); err != nil {
 		a = admission{err: err}
 	} else {
-		a = s.admit(r.Context(), r.URL.Path, values)
+		a = s.admit(r.Context(), r.URL.Path, c)
 	}
 	if a.err != nil {
 		// The interceptor answers; all it is given is one empty message.

@@ -40,6 +40,7 @@ func (s *Server) newREST() (http.Handler, error) {
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
 		}}),
 		runtime.WithIncomingHeaderMatcher(noHeader), runtime.WithOutgoingHeaderMatcher(noHeader), runtime.WithOutgoingTrailerMatcher(noHeader),
+		runtime.WithMetadata(handleOf),
 		runtime.WithErrorHandler(gatewayError),
 		runtime.WithDisablePathLengthFallback(), // a POSTed form is never a GET
 		runtime.WithDisableHTTPMethodOverride(), // nor is a header a method
@@ -94,13 +95,15 @@ func (s *Server) restRoutes(gateway http.Handler) (http.Handler, error) {
 	return mux, nil
 }
 
-// restRoute guards one method. Of the request's headers only the authorization
-// goes on: no REST caller can set gRPC metadata (attacks I06).
+// restRoute guards one method. Of the request's headers none goes on but what its
+// body is: no REST caller can set gRPC metadata (attacks I06).
 func (s *Server) restRoute(method string, query []string, gateway http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		values, err := credentials(r.Header)
+		c, err := credentialOf(r)
+		var a admission
 		if err == nil {
-			err = s.admit(r.Context(), method, values).err
+			a = s.admit(r.Context(), method, c)
+			err = a.err
 		}
 		if err == nil {
 			err = knownQuery(r, query)
@@ -111,10 +114,10 @@ func (s *Server) restRoute(method string, query []string, gateway http.Handler) 
 			writeStatus(w, 0, refused.status())
 			return
 		}
+		ctx, done := s.handOver(r.Context(), method, a)
+		defer done()
+		r = r.WithContext(ctx)
 		r.Header = http.Header{"Content-Type": r.Header["Content-Type"]}
-		if len(values) == 1 {
-			r.Header["Authorization"] = values
-		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		gateway.ServeHTTP(w, r)
 	})

@@ -80,6 +80,7 @@ type Server struct {
 	inFlight chan struct{}
 	open     chan struct{} // of inFlight, what requests may take that need no identity
 	working  work          // handlers: waited for before the gate may be closed
+	handed   sync.Map      // handover by handle: what restRoute found, for the interceptor
 
 	closeREST func() error
 }
@@ -326,18 +327,14 @@ func (s *Server) serveLog(w http.ResponseWriter, r *http.Request) {
 	w.Write(body)
 }
 
-// optional returns the caller of a request that may be anonymous: nil. A token
-// that is sent must be good all the same.
+// optional returns the caller of a request that may be anonymous: nil. A credential
+// that is shown must be good all the same.
 func (s *Server) optional(r *http.Request) (*attest.Identity, error) {
-	values, err := credentials(r.Header)
-	if err != nil || len(values) == 0 {
+	c, err := credentialOf(r)
+	if err != nil || c.none() {
 		return nil, err
 	}
-	token, err := identity.Bearer(values)
-	if err != nil {
-		return nil, err
-	}
-	id, err := s.verified.authenticate(r.Context(), token)
+	id, err := s.authenticate(r.Context(), c)
 	if err != nil {
 		return nil, err
 	}
@@ -352,9 +349,7 @@ func (s *Server) secure(lis net.Listener) (net.Listener, error) {
 		if _, err := files.get(nil); err != nil {
 			return nil, err
 		}
-		return tls.NewListener(lis, &tls.Config{
-			MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: files.get,
-		}), nil
+		return tls.NewListener(lis, s.tlsConfig(files)), nil
 	}
 	addr, ok := lis.Addr().(*net.TCPAddr)
 	switch {

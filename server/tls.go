@@ -57,3 +57,19 @@ func stampOf(file string) stamp {
 	}
 	return stamp{info.ModTime(), info.Size()}
 }
+
+// tlsConfig is that of the listener. When callers may have X.509-SVIDs, a client
+// certificate is asked for. The handshake proves that the caller holds its key and
+// judges nothing else: authorities of a trust domain come and go, and a call needs
+// them as they are then. No session is resumed, as that would skip the proof
+// (attacks A24).
+func (s *Server) tlsConfig(files *certificate) *tls.Config {
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: files.get,
+	}
+	if s.cfg.Auth.TakesCertificates() {
+		c.ClientAuth = tls.RequestClientCert
+		c.SessionTicketsDisabled = true
+	}
+	return c
+}

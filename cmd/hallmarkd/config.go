@@ -90,7 +90,13 @@ func loadConfig(path string) (config, error) {
 		*p = beside(dir, *p)
 	}
 	for i := range c.Issuers {
-		c.Issuers[i].CAFile = beside(dir, c.Issuers[i].CAFile)
+		issuer := &c.Issuers[i]
+		for _, p := range []*string{&issuer.CAFile, &issuer.JWKSFile, &issuer.BundleFile} {
+			*p = beside(dir, *p)
+		}
+		if review := issuer.TokenReview; review != nil {
+			review.CAFile, review.TokenFile = beside(dir, review.CAFile), beside(dir, review.TokenFile)
+		}
 	}
 	for i := range c.Registries {
 		r := &c.Registries[i]
@@ -170,7 +176,7 @@ func (c config) registryConfig() registry.Config {
 func (c config) known() policy.Known {
 	k := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Service: c.PublicURL}
 	for _, i := range c.Issuers {
-		k.Issuers[i.Name], k.IssuerURLs[i.Name] = cmp.Or(i.Kind, attest.Workload), i.Issuer
+		k.Issuers[i.Name], k.IssuerURLs[i.Name] = cmp.Or(i.Kind, attest.Workload), i.KnownIssuer()
 	}
 	return k
 }

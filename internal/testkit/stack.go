@@ -311,7 +311,7 @@ func (s *Stack) loadPolicy(issuers []identity.Issuer) *policy.Policy {
 	check(s.t, os.WriteFile(path, []byte(text), 0o600))
 	known := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Service: s.URL, Now: s.opts.Now}
 	for _, i := range issuers {
-		known.Issuers[i.Name], known.IssuerURLs[i.Name] = i.Kind, i.Issuer
+		known.Issuers[i.Name], known.IssuerURLs[i.Name] = i.Kind, i.KnownIssuer()
 		if i.Kind == "" {
 			known.Issuers[i.Name] = attest.Workload
 		}
