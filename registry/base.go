@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"regexp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -21,13 +21,11 @@ func ProveLayers(image, base []attest.Digest) bool {
 	return len(base) > 0 && len(base) <= len(image) && slices.Equal(image[:len(base)], base)
 }
 
-// maxCandidates bounds how many claims about a base are looked up for one image.
-const maxCandidates = 8
-
-// Annotations that name a base (image-spec annotations.md).
 const (
-	annotationBaseName   = "org.opencontainers.image.base.name"
-	annotationBaseDigest = "org.opencontainers.image.base.digest"
+	maxCandidates  = 8  // claims about a base that are looked up for one image
+	maxClaims      = 16 // claims of one source that are kept at all
+	maxEquivalents = 32 // names of bases with the same layers that are kept
+	maxBaseConfigs = 4  // configurations of a base that are read for one platform
 )
 
 // candidate is a claim about the base with what it takes to check it.
@@ -39,12 +37,17 @@ type candidate struct {
 	about   []int         // the parts it speaks of
 	proof   []attest.BasePart
 	trouble string // why it cannot be looked up
+	aside   bool   // it was found not to be the base, without anybody having lied
 }
 
 func (k *candidate) settle(result attest.BaseResult, detail string) {
-	k.claim.Result, k.claim.Detail, k.claim.Digest = result, detail, k.digest
+	k.claim.Result, k.claim.Detail, k.claim.Digest = result, clip(detail), k.digest
+	if !result.Proven() {
+		k.proof = nil
+	}
 }
 
+// size is how many layers of the image the candidate proves.
 func (k *candidate) size() int {
 	n := 0
 	for _, p := range k.proof {
@@ -53,63 +56,189 @@ func (k *candidate) size() int {
 	return n
 }
 
+// inquiry is one search for the base of one image.
+type inquiry struct {
+	*Client
+	repo   attest.Repository // the image's
+	doc    *document
+	parts  []part
+	budget budget // of what is downloaded to compare contents
+}
+
 // base collects the claims about an image's base and checks each.
-func (c *Client) base(ctx context.Context, doc *document, parts []part, hint *candidate, followed Followed) (attest.Base, error) {
-	candidates := annotated(doc, parts)
-	if hint != nil {
-		hint.about = everything(parts)
-		// The caller's comes first so that no number of annotations crowds it out.
-		candidates = append([]*candidate{hint}, candidates...)
+func (q *inquiry) base(ctx context.Context, hint *candidate, followed Followed) (attest.Base, error) {
+	// 1. What is said, each source in the order in which it is preferred.
+	if err := q.readConfigs(ctx); err != nil {
+		return attest.Base{}, err
 	}
-	found, err := c.matched(ctx, followed, parts)
+	provenance, err := q.buildkit(ctx)
 	if err != nil {
 		return attest.Base{}, err
 	}
-	if len(candidates)+len(found) == 0 {
-		return attest.Base{Result: attest.Unclaimed}, nil
+	var caller []*candidate
+	if hint != nil && !hint.scratch() {
+		hint.about = everything(q.parts)
+		caller = append(caller, hint)
 	}
-	for i, k := range candidates {
-		if i >= maxCandidates {
+	candidates := interleave(caller, annotated(q.doc, q.parts), provenance.images, labelled(q.parts))
+	// 2. What this service follows, which nobody has to name.
+	matches, err := q.matched(ctx, followed, q.parts)
+	if err != nil {
+		return attest.Base{}, err
+	}
+	// 3. Which of it is so.
+	lookups := 0
+	for _, k := range candidates {
+		if !q.lookable(k) {
+			continue
+		}
+		if lookups++; lookups > maxCandidates {
 			k.settle(attest.Claimed, "not looked up: the image names too many bases")
 			continue
 		}
-		if err := c.judge(ctx, k, doc, parts); err != nil {
+		if err := q.judge(ctx, k); err != nil {
 			return attest.Base{}, err
 		}
 	}
-	return c.choose(append(candidates, found...)), nil
+	candidates = append(candidates, matches...)
+	if k := fromNothing(hint, provenance, candidates); k != nil {
+		candidates = append(candidates, k)
+	}
+	return q.choose(candidates), nil
+}
+
+// interleave puts the first claim of each source before the second of any, so
+// that no number of claims of one source crowds out another's.
+func interleave(sources ...[]*candidate) []*candidate {
+	var out []*candidate
+	for i := range maxClaims {
+		for _, s := range sources {
+			if i < len(s) {
+				out = append(out, s[i])
+			}
+		}
+	}
+	for _, s := range sources {
+		if more := len(s) - maxClaims; more > 0 {
+			last := s[maxClaims-1]
+			last.trouble = fmt.Sprintf("not looked up: the image names too many bases, %d more are not listed", more)
+		}
+	}
+	return out
+}
+
+// fromNothing returns the claim that an image has no base: the caller's word, or
+// BuildKit's provenance that names no image where nothing else names one.
+func fromNothing(hint *candidate, provenance provenance, others []*candidate) *candidate {
+	switch {
+	case hint.scratch():
+	case provenance.complete && len(provenance.images)+len(others) == 0:
+		hint = &candidate{claim: attest.BaseClaim{From: attest.BaseFromBuildKit, Name: scratch}}
+	default:
+		return nil
+	}
+	hint.settle(attest.Scratch, "")
+	for _, k := range others {
+		if k.claim.Result.Proven() {
+			hint.settle(attest.Contradicted, "the image is built on "+attest.BaseName{Repository: k.repo, Tag: k.tag, Digest: k.digest}.String())
+			break
+		}
+	}
+	return hint
 }
 
 // choose picks the claim that stands for the base and keeps the others behind
-// it. Of several proved ones the longest prefix is the immediate base, and an
-// annotation is preferred to the caller's word.
+// it. Of several proved ones the longest prefix is the immediate base.
 func (c *Client) choose(candidates []*candidate) attest.Base {
-	rank := map[attest.BaseResult]int{attest.ProvenLayers: 0, attest.Matched: 0, attest.Contradicted: 1, attest.Claimed: 2}
 	slices.SortStableFunc(candidates, func(a, b *candidate) int {
-		annotation := func(k *candidate) int {
-			if k.claim.From == attest.BaseFromAnnotation {
-				return 0
-			}
-			return 1
-		}
 		return cmp.Or(
-			cmp.Compare(rank[a.claim.Result], rank[b.claim.Result]),
+			cmp.Compare(rank(a), rank(b)),
 			cmp.Compare(b.size(), a.size()),
-			cmp.Compare(annotation(a), annotation(b)),
+			cmp.Compare(strength(a), strength(b)),
+			cmp.Compare(preference(a), preference(b)),
 		)
 	})
-	first := candidates[0]
-	base := attest.Base{Result: first.claim.Result, Repository: c.canonical(first.repo), Tag: first.tag, Digest: first.digest}
-	if first.claim.Result.Proven() {
-		base.Platforms = first.proof
-	}
-	if base.Repository == "" {
-		base.Digest = attest.Digest{} // a digest in no repository is only a claim
+	out := attest.Base{Result: attest.Unclaimed}
+	if len(candidates) > 0 && !candidates[0].aside {
+		out = c.standing(candidates)
 	}
 	for _, k := range candidates {
-		base.Claims = append(base.Claims, k.claim)
+		// A followed base beside the one chosen is an equivalent or a base's base.
+		if k.claim.From != attest.BaseFromFollowed || k == candidates[0] {
+			out.Claims = append(out.Claims, k.claim)
+		}
 	}
-	return base
+	return out
+}
+
+// standing returns the base that the first of the candidates, in order, says.
+func (c *Client) standing(candidates []*candidate) attest.Base {
+	first := candidates[0]
+	out := attest.Base{Result: first.claim.Result, Repository: c.canonical(first.repo), Tag: first.tag, Digest: first.digest}
+	if first.claim.Result.Proven() {
+		out.Platforms = first.proof
+		out.Equivalents = c.equivalents(&out, candidates)
+	}
+	// BuildKit does not say which of the images that it lists is the base.
+	unmarked := func(k *candidate) bool {
+		return k.claim.From == attest.BaseFromBuildKit && k.claim.Result == attest.Claimed && !k.aside
+	}
+	if unmarked(first) && slices.ContainsFunc(candidates[1:], unmarked) {
+		out.Repository, out.Tag = "", ""
+	}
+	if out.Repository == "" {
+		out.Digest = attest.Digest{} // a digest in no repository is only a claim
+	}
+	return out
+}
+
+// equivalents returns the names of the other proved candidates that end at the
+// same layers as the chosen one. A chosen base without a tag takes that of the
+// same digest from them: it is what its freshness is asked of.
+func (c *Client) equivalents(chosen *attest.Base, candidates []*candidate) []attest.BaseName {
+	var out []attest.BaseName
+	for _, k := range candidates[1:] {
+		if !k.claim.Result.Proven() || !slices.EqualFunc(k.proof, candidates[0].proof, func(a, b attest.BasePart) bool { return a.Layers == b.Layers }) {
+			continue
+		}
+		name := attest.BaseName{Repository: c.canonical(k.repo), Tag: k.tag, Digest: k.digest}
+		same := name.Repository == chosen.Repository && name.Digest == chosen.Digest
+		if same && chosen.Tag == "" {
+			chosen.Tag = name.Tag
+		}
+		if same && (name.Tag == chosen.Tag || name.Tag == "") || slices.Contains(out, name) || len(out) == maxEquivalents {
+			continue
+		}
+		out = append(out, name)
+	}
+	return out
+}
+
+// rank orders what candidates came to.
+func rank(k *candidate) int {
+	switch {
+	case k.claim.Result.Proven():
+		return 0
+	case k.aside:
+		return 4
+	}
+	return map[attest.BaseResult]int{attest.Contradicted: 1, attest.Scratch: 2, attest.Claimed: 3}[k.claim.Result]
+}
+
+// strength orders proofs of the same layers.
+func strength(k *candidate) int {
+	return slices.Index([]attest.BaseResult{attest.ProvenLayers, attest.ProvenDiffIDs, attest.Matched}, k.claim.Result)
+}
+
+// preference orders sources: what the build wrote into the image before what is
+// said of it elsewhere. Without a proof BuildKit's list comes last, which does
+// not say what each image was for.
+func preference(k *candidate) int {
+	order := []string{attest.BaseFromAnnotation, attest.BaseFromBuildKit, attest.BaseFromCaller, attest.BaseFromLabel, attest.BaseFromFollowed}
+	if !k.claim.Result.Proven() {
+		order = []string{attest.BaseFromAnnotation, attest.BaseFromCaller, attest.BaseFromLabel, attest.BaseFromBuildKit}
+	}
+	return slices.Index(order, k.claim.From)
 }
 
 // canonical returns the name under which a repository is recorded: that of the
@@ -133,185 +262,61 @@ func everything(parts []part) []int {
 	return out
 }
 
-// annotated returns the claims in the annotations of the index and of each
-// platform's manifest. Labels in the image's config are not asked: builders
-// inherit them, so that they often describe the base's base.
-func annotated(doc *document, parts []part) []*candidate {
-	var out []*candidate
-	add := func(annotations map[string]string, about []int) {
-		name, digest := annotations[annotationBaseName], annotations[annotationBaseDigest]
-		if name == "" && digest == "" {
-			return
-		}
-		k := annotation(name, digest)
-		for _, other := range out {
-			if other.claim == k.claim && other.digest == k.digest {
-				for _, p := range about {
-					if !slices.Contains(other.about, p) {
-						other.about = append(other.about, p)
-					}
-				}
-				return
-			}
-		}
-		k.about = about
-		out = append(out, k)
+// lookable settles a candidate that names nothing which could be fetched.
+func (q *inquiry) lookable(k *candidate) bool {
+	switch at := q.mirrored(k.repo); {
+	case k.trouble != "":
+		k.settle(attest.Claimed, k.trouble)
+	case q.hosts[at.Host()] == nil:
+		k.settle(attest.Claimed, "registry "+k.repo.Host()+" is not configured")
+	case k.tag == "" && k.digest.IsZero():
+		k.settle(attest.Claimed, "the "+k.claim.From+" gives neither tag nor digest")
+	default:
+		return true
 	}
-	if doc.index != nil {
-		add(doc.index.Annotations, everything(parts))
-	}
-	for i, p := range parts {
-		add(p.doc.image.Annotations, []int{i})
-	}
-	return out
-}
-
-// annotation reads a claim. Builders write the name unqualified, too, and mean
-// Docker Hub by that.
-func annotation(name, digest string) *candidate {
-	k := &candidate{claim: attest.BaseClaim{From: attest.BaseFromAnnotation, Name: clip(name)}}
-	repo, tag, at, err := splitReference(name, true)
-	switch {
-	case name == "":
-		k.trouble = "the annotation gives a digest but no repository"
-	case err != nil:
-		k.trouble = "the annotation is no image reference"
-	}
-	k.repo, k.tag, k.digest = repo, tag, at
-	if digest == "" {
-		return k
-	}
-	d, err := parseDigest(digest)
-	if err != nil {
-		k.trouble = "the annotated digest is no sha256 digest"
-		return k
-	}
-	if !at.IsZero() && at != d {
-		k.trouble = "the annotations name two different digests"
-	}
-	k.digest = d
-	return k
-}
-
-// parseHint reads the caller's claim: nil for none, BAD_REFERENCE for one that
-// is not HOST/PATH[:TAG][@DIGEST] with a tag or a digest.
-func parseHint(hint string) (*candidate, error) {
-	if hint == "" {
-		return nil, nil
-	}
-	repo, tag, digest, err := splitReference(hint, false)
-	if err != nil {
-		return nil, err
-	}
-	if tag == "" && digest.IsZero() {
-		return nil, attest.Errorf(attest.BadReference, "base %q needs a tag or a digest: write HOST/PATH:TAG or HOST/PATH@sha256:…", clip(hint))
-	}
-	return &candidate{claim: attest.BaseClaim{From: attest.BaseFromCaller, Name: hint}, repo: repo, tag: tag, digest: digest}, nil
-}
-
-// tagPattern is that of the distribution-spec, "Pulling manifests".
-var tagPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
-
-// checkTag answers BAD_REFERENCE for what is no tag.
-func checkTag(tag string) error {
-	if !tagPattern.MatchString(tag) {
-		return attest.Errorf(attest.BadReference, "%q is not a tag: letters, digits, '.', '_' and '-', at most 128", clip(tag))
-	}
-	return nil
-}
-
-// parseDigest is attest.ParseDigest without the zero digest, which stands for
-// none here: a claim pinned to it must not be looked up by its tag.
-func parseDigest(s string) (attest.Digest, error) {
-	d, err := attest.ParseDigest(s)
-	if err == nil && d.IsZero() {
-		err = attest.Errorf(attest.BadDigest, "the digest is all zeros, which is that of nothing")
-	}
-	return d, err
-}
-
-// splitReference reads HOST/PATH[:TAG][@DIGEST]. With short, a name without a
-// host is one of Docker Hub.
-func splitReference(s string, short bool) (repo attest.Repository, tag string, d attest.Digest, err error) {
-	name, digest, hasDigest := strings.Cut(s, "@")
-	if hasDigest {
-		if d, err = parseDigest(digest); err != nil {
-			return "", "", attest.Digest{}, err
-		}
-	}
-	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
-		name, tag = name[:i], name[i+1:]
-		if err := checkTag(tag); err != nil {
-			return "", "", attest.Digest{}, err
-		}
-	}
-	repo, err = attest.ParseRepository(name)
-	if err != nil && short {
-		if !strings.Contains(name, "/") {
-			name = "library/" + name
-		}
-		repo, err = attest.ParseRepository(dockerHub + "/" + name)
-	}
-	if err != nil {
-		return "", "", attest.Digest{}, err
-	}
-	if path, ok := strings.CutPrefix(string(repo), dockerHubAPI+"/"); ok {
-		repo = attest.Repository(dockerHub + "/" + path)
-	}
-	return repo, tag, d, nil
+	return false
 }
 
 // judge looks a candidate up and settles it. Only a registry that should answer
 // and does not is an error: to call that CLAIMED would let whoever can disturb
 // the network turn a disproved base into an unproved one.
-func (c *Client) judge(ctx context.Context, k *candidate, doc *document, parts []part) error {
-	switch {
-	case k.trouble != "":
-		k.settle(attest.Claimed, k.trouble)
-		return nil
-	case c.hosts[k.repo.Host()] == nil:
-		k.settle(attest.Claimed, "registry "+k.repo.Host()+" is not configured")
-		return nil
-	case k.tag == "" && k.digest.IsZero():
-		k.settle(attest.Claimed, "the annotation gives neither tag nor digest")
-		return nil
-	}
+func (q *inquiry) judge(ctx context.Context, k *candidate) error {
+	at := q.mirrored(k.repo)
 	byTag := k.digest.IsZero()
 	reference := k.digest.String()
 	if byTag {
 		reference = k.tag
 	}
-	found, err := c.get(ctx, k.repo, reference)
+	found, err := q.get(ctx, at, reference)
 	if err == nil && !byTag && found.digest != k.digest {
 		err = attest.Errorf(attest.DigestMismatch, "the registry answers with another digest")
 	}
 	var bases [][]*document
 	if err == nil {
 		k.digest = found.digest
-		bases, err = c.basesFor(ctx, k, found, parts)
+		bases, err = q.basesFor(ctx, k, at, found)
 	}
 	if err != nil {
 		return k.unfetchable(err)
 	}
-	c.compare(k, byTag, doc, parts, bases)
-	return nil
+	return q.compare(ctx, k, at, byTag, bases)
 }
 
 // unfetchable settles a claim whose base cannot be had.
 func (k *candidate) unfetchable(err error) error {
-	var known *attest.Error
-	if !errors.As(err, &known) || known.Reason == attest.RegistryUnavailable {
+	if outage(err) {
 		return err
 	}
-	k.settle(attest.Claimed, "the base cannot be fetched: "+string(known.Reason))
+	k.settle(attest.Claimed, "the base cannot be fetched: "+string(attest.ReasonOf(err)))
 	return nil
 }
 
 // basesFor returns, for each part that the candidate speaks of, the manifests of
 // the base that may lie under it: the base itself, or of an index those of equal
-// platform. For an image without an index these are all: which platform it is
-// for is written in its config only, and the layers decide anyway.
-func (c *Client) basesFor(ctx context.Context, k *candidate, found *document, parts []part) ([][]*document, error) {
+// platform. For an image without an index, whose platform is written in its
+// configuration only and may be anything, these are all where none is equal: the
+// layers decide anyway.
+func (q *inquiry) basesFor(ctx context.Context, k *candidate, at attest.Repository, found *document) ([][]*document, error) {
 	out := make([][]*document, len(k.about))
 	if found.index == nil {
 		for i := range out {
@@ -323,21 +328,40 @@ func (c *Client) basesFor(ctx context.Context, k *candidate, found *document, pa
 	if err != nil {
 		return nil, err
 	}
-	wanted := slices.DeleteFunc(all, func(d v1.Descriptor) bool {
-		return !slices.ContainsFunc(k.about, func(i int) bool { return samePlatform(parts[i].platform, d.Platform) })
-	})
-	docs, err := c.children(ctx, k.repo, wanted)
-	if err != nil {
-		return nil, err
-	}
+	wanted := make([][]v1.Descriptor, len(k.about))
+	var list []v1.Descriptor
 	for i, p := range k.about {
-		for j, d := range wanted {
-			if samePlatform(parts[p].platform, d.Platform) {
-				out[i] = append(out[i], docs[j])
+		wanted[i] = q.parts[p].candidates(all)
+		for _, d := range wanted[i] {
+			if !slices.ContainsFunc(list, func(other v1.Descriptor) bool { return other.Digest == d.Digest }) {
+				list = append(list, d)
 			}
 		}
 	}
+	docs, err := q.children(ctx, at, list)
+	if err != nil {
+		return nil, err
+	}
+	for i := range wanted {
+		for _, d := range wanted[i] {
+			j := slices.IndexFunc(list, func(other v1.Descriptor) bool { return other.Digest == d.Digest })
+			out[i] = append(out[i], docs[j])
+		}
+	}
 	return out, nil
+}
+
+// candidates returns the entries of a base's index for a part's platform.
+func (p part) candidates(all []v1.Descriptor) []v1.Descriptor {
+	of := func(want *v1.Platform) []v1.Descriptor {
+		return slices.DeleteFunc(slices.Clone(all), func(d v1.Descriptor) bool { return !samePlatform(want, d.Platform) })
+	}
+	if p.platform == nil && p.config.platform != nil {
+		if out := of(p.config.platform); len(out) > 0 {
+			return out
+		}
+	}
+	return of(p.platform)
 }
 
 // samePlatform compares os, architecture and variant; arm64 is arm64/v8 and arm
@@ -355,47 +379,110 @@ func variant(p *v1.Platform) string {
 }
 
 // compare settles a candidate whose base was fetched.
-func (c *Client) compare(k *candidate, byTag bool, doc *document, parts []part, bases [][]*document) {
-	if k.digest == doc.digest || slices.ContainsFunc(parts, func(p part) bool { return p.doc.digest == k.digest }) {
+func (q *inquiry) compare(ctx context.Context, k *candidate, at attest.Repository, byTag bool, bases [][]*document) error {
+	if k.digest == q.doc.digest || slices.ContainsFunc(q.parts, func(p part) bool { return p.doc.digest == k.digest }) {
 		k.settle(attest.Contradicted, "an image is not its own base")
-		return
+		return nil
 	}
-	var missing, empty []string
+	result := attest.ProvenLayers
+	var differ, empty, squashed []string // platforms
+	var undecided string
 	for i, p := range k.about {
-		if b := longest(parts[p].doc, bases[i]); b != nil {
-			k.proof = append(k.proof, attest.BasePart{Platform: parts[p].name, Image: parts[p].doc.digest, Base: b.digest, Layers: len(b.image.Layers)})
-			continue
-		}
-		missing = append(missing, cmp.Or(parts[p].name, "the image"))
-		if slices.ContainsFunc(bases[i], func(b *document) bool { return len(b.image.Layers) == 0 }) {
-			empty = append(empty, parts[p].name)
+		this := q.parts[p]
+		name := cmp.Or(this.name, "the image")
+		b, by, why, err := q.under(ctx, at, this, bases[i])
+		switch {
+		case err != nil:
+			return err
+		case b != nil:
+			k.proof = append(k.proof, attest.BasePart{Platform: this.name, Image: this.doc.digest, Base: b.digest, Layers: len(b.image.Layers)})
+			if by == attest.ProvenDiffIDs {
+				result = by
+			}
+		case why != "":
+			undecided = cmp.Or(undecided, why)
+		case slices.ContainsFunc(bases[i], func(b *document) bool { return len(b.image.Layers) == 0 }):
+			empty = append(empty, name)
+		case flattened(this.doc, bases[i]):
+			squashed = append(squashed, name)
+		default:
+			differ = append(differ, name)
 		}
 	}
 	switch {
-	case len(missing) == 0 && len(k.about) == len(parts):
-		k.settle(attest.ProvenLayers, "")
-	case len(missing) == 0:
-		k.settle(attest.Claimed, "claimed and proved for some platforms only")
-		k.proof = nil
-	case len(empty) == len(missing):
+	case len(differ) > 0:
+		k.disproved(byTag, "the base's layers are not the first layers of "+strings.Join(differ, ", "))
+	case len(k.proof) == len(q.parts):
+		k.settle(result, "")
+	case undecided != "":
+		k.settle(attest.Claimed, undecided)
+	case len(squashed) > 0 && k.claim.From == attest.BaseFromBuildKit:
+		k.disproved(byTag, "")
+	case len(squashed) > 0:
+		k.settle(attest.Claimed, "the layers of "+strings.Join(squashed, ", ")+" were squashed, so that they cannot show a base")
+	case len(empty) > 0:
 		k.settle(attest.Claimed, "the base has no layers that could prove it")
-		k.proof = nil
+	default:
+		k.settle(attest.Claimed, "claimed and proved for some platforms only")
+	}
+	return nil
+}
+
+// disproved settles a candidate whose layers are not under the image, by who
+// named it: only for some sources that is a lie.
+func (k *candidate) disproved(byTag bool, detail string) {
+	switch {
+	case k.claim.From == attest.BaseFromBuildKit:
+		// It lists every image that the build used, and marks none as the base.
+		k.aside = true
+		k.settle(attest.Claimed, "a build stage: its layers are not in the image")
+	case k.claim.From == attest.BaseFromLabel:
+		k.settle(attest.Claimed, "an inherited label: the layers do not show it")
 	case byTag && k.claim.From == attest.BaseFromAnnotation:
 		// Tags move: that it names other layers now disproves nothing about then.
-		k.digest, k.proof = attest.Digest{}, nil
+		k.digest = attest.Digest{}
 		k.settle(attest.Claimed, "the tag now names an image with other layers")
 	default:
-		k.proof = nil
-		k.settle(attest.Contradicted, clip("the base's layers are not the first layers of "+strings.Join(missing, ", ")))
+		k.settle(attest.Contradicted, detail)
 	}
 }
 
-// dockerZstd is a layer type that runtimes unpack and the library does not list.
-const dockerZstd = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+// flattened reports whether an image may have been squashed after it was built:
+// it has one layer, or fewer than any of the bases.
+func flattened(image *document, bases []*document) bool {
+	n := len(image.image.Layers)
+	return len(bases) > 0 && (n == 1 || !slices.ContainsFunc(bases, func(b *document) bool { return len(b.image.Layers) <= n }))
+}
+
+// under returns the manifest with most layers among those that are proved to lie
+// under a part, and by what. It returns none and why when that cannot be decided.
+func (q *inquiry) under(ctx context.Context, at attest.Repository, p part, bases []*document) (*document, attest.BaseResult, string, error) {
+	if b := longest(p.doc, bases); b != nil {
+		return b, attest.ProvenLayers, "", nil
+	}
+	var undecided string
+	for i, b := range slices.SortedStableFunc(slices.Values(bases), func(a, b *document) int {
+		return cmp.Compare(len(b.image.Layers), len(a.image.Layers))
+	}) {
+		if i >= maxBaseConfigs {
+			return nil, "", cmp.Or(undecided, "the base has too many manifests that might be the one"), nil
+		}
+		same, err := q.sameContent(ctx, at, p, b)
+		if err != nil {
+			var known *attest.Error
+			if outage(err) || !errors.As(err, &known) {
+				return nil, "", "", err
+			}
+			undecided = cmp.Or(undecided, "the contents of the layers could not be compared: "+known.Message)
+		}
+		if same {
+			return b, attest.ProvenDiffIDs, "", nil
+		}
+	}
+	return nil, "", undecided, nil
+}
 
 // longest returns the manifest with most layers among those that prove it, or nil.
-// A blob of another type proves nothing: runtimes leave it out when they unpack
-// the image (containerd getLayers), so it is in the manifest and not in what runs.
 func longest(image *document, bases []*document) *document {
 	if !image.onlyLayers() {
 		return nil

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -54,6 +55,11 @@ func (g *guard) RoundTrip(in *http.Request) (*http.Response, error) {
 		resp, err := g.inner.RoundTrip(req)
 		if err != nil {
 			return nil, g.explain(err)
+		}
+		if wait := retryAfter(resp); wait > 0 {
+			resp.Body.Close()
+			return nil, attest.Errorf(attest.RegistryUnavailable, "registry %s answers %d: it takes no more requests for %v", g.host, resp.StatusCode, wait).
+				With("retry_after", strconv.Itoa(int(wait.Seconds())))
 		}
 		if !isRedirect(resp.StatusCode) {
 			resp.Body = &bounded{ReadCloser: resp.Body, left: limitFor(req)}
@@ -124,6 +130,29 @@ func (h *host) checkRealm(realm string) error {
 	}
 	g := guard{host: h.name, plain: h.plain, realms: h.realms}
 	return g.checkRealm(u)
+}
+
+// maxRetryAfter bounds for how long a registry may send its callers away.
+const maxRetryAfter = 24 * time.Hour
+
+// retryAfter returns for how long a registry wants to be left alone, in whole
+// seconds, or 0 when it does not say (RFC 9110 section 10.2.3). Asking again
+// within that time would only be counted against the caller, so such an answer is
+// an error at once that the retries around this transport let pass.
+func retryAfter(resp *http.Response) time.Duration {
+	if resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode != http.StatusServiceUnavailable {
+		return 0
+	}
+	said := resp.Header.Get("Retry-After")
+	wait := maxRetryAfter
+	if at, err := http.ParseTime(said); err == nil {
+		wait = time.Until(at)
+	} else if n, err := strconv.ParseUint(said, 10, 31); err == nil {
+		wait = time.Duration(n) * time.Second
+	} else {
+		return 0
+	}
+	return max(0, min(wait, maxRetryAfter).Round(time.Second))
 }
 
 func isRedirect(status int) bool {

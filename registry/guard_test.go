@@ -225,7 +225,7 @@ func TestTokens(t *testing.T) {
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host(), PlainHTTP: true, Credentials: registry.Credentials{File: credentialsFile(t, f.host(), "user", "secret")}}}})
 		_, err := c.Image(t.Context(), ref, "", nil)
 		want(t, err, "")
-		expect := []call{{"GET /token", basic}, {"GET /v2/a/app/manifests/" + ref.Digest.String(), "Bearer t0k3n"}}
+		expect := []call{{"GET /token", basic}, {"GET /v2/a/app/manifests/" + ref.Digest.String(), "Bearer t0k3n"}, {"GET /v2/a/app/blobs/" + attest.Hash([]byte("{}")).String(), "Bearer t0k3n"}}
 		if diff := cmp.Diff(expect, f.calls(), cmp.AllowUnexported(call{})); diff != "" {
 			t.Error(diff)
 		}
@@ -242,7 +242,7 @@ func TestTokens(t *testing.T) {
 		if diff := cmp.Diff([]call{{"GET /token", basic}}, tokens.calls(), cmp.AllowUnexported(call{})); diff != "" {
 			t.Error(diff)
 		}
-		if diff := cmp.Diff([]call{{"GET /v2/a/app/manifests/" + ref.Digest.String(), "Bearer t0k3n"}}, f.calls(), cmp.AllowUnexported(call{})); diff != "" {
+		if diff := cmp.Diff([]call{{"GET /v2/a/app/manifests/" + ref.Digest.String(), "Bearer t0k3n"}, {"GET /v2/a/app/blobs/" + attest.Hash([]byte("{}")).String(), "Bearer t0k3n"}}, f.calls(), cmp.AllowUnexported(call{})); diff != "" {
 			t.Error(diff)
 		}
 	})

@@ -96,7 +96,8 @@ type Client struct {
 	timeout     time.Duration
 	copyTimeout time.Duration
 	log         *slog.Logger
-	locks       locks // of subjects and blobs that are being written
+	locks       locks         // of subjects and blobs that are being written
+	hashers     chan struct{} // holds one for each layer that is being hashed
 
 	mu        sync.Mutex // guards what follows
 	sessions  map[sessionKey]*session
@@ -120,7 +121,7 @@ func New(cfg Config) (*Client, error) {
 		hosts: map[string]*host{}, ambient: cfg.Ambient,
 		timeout: cfg.Timeout, copyTimeout: cfg.CopyTimeout, log: cfg.Logger,
 		sessions: map[sessionKey]*session{}, noListing: map[attest.Repository]time.Time{},
-		subjects: map[attest.ImageRef]subject{},
+		subjects: map[attest.ImageRef]subject{}, hashers: make(chan struct{}, maxHashers),
 	}
 	if c.timeout <= 0 {
 		c.timeout = time.Minute
@@ -329,6 +330,23 @@ func (s *session) options(ctx context.Context) []remote.Option {
 // status, headers and whole body, which is at most limit bytes. Header holds
 // pairs of name and value.
 func (s *session) do(ctx context.Context, method, path string, body []byte, limit int64, header ...string) (*answer, error) {
+	resp, err := s.send(ctx, method, path, body, header...)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
+	if err != nil {
+		return nil, s.host.failure(ctx, err)
+	}
+	if int64(len(data)) > limit {
+		return nil, attest.Errorf(attest.TooLarge, "registry %s answers %s %s with more than %d bytes", s.host.name, method, path, limit)
+	}
+	return &answer{status: resp.StatusCode, header: resp.Header, body: data, url: resp.Request.URL}, nil
+}
+
+// send is do without reading the answer, whose body the caller bounds and closes.
+func (s *session) send(ctx context.Context, method, path string, body []byte, header ...string) (*http.Response, error) {
 	scheme := "https"
 	if s.host.plain {
 		scheme = "http"
@@ -346,15 +364,7 @@ func (s *session) do(ctx context.Context, method, path string, body []byte, limi
 	if err != nil {
 		return nil, s.host.failure(ctx, err)
 	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
-	if err != nil {
-		return nil, s.host.failure(ctx, err)
-	}
-	if int64(len(data)) > limit {
-		return nil, attest.Errorf(attest.TooLarge, "registry %s answers %s %s with more than %d bytes", s.host.name, method, path, limit)
-	}
-	return &answer{status: resp.StatusCode, header: resp.Header, body: data, url: req.URL}, nil
+	return resp, nil
 }
 
 // failure gives an error of go-containerregistry or net/http its reason. The
