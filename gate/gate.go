@@ -22,7 +22,7 @@ import (
 	"github.com/hallmarkd/hallmark/verifier"
 )
 
-// Config is what a gate is made of. Every field but Images and Step is required.
+// Config is what a gate is made of. Every field but Bases, Images and Step is required.
 type Config struct {
 	Service       string // public_url, without a trailing slash
 	Ledger        *ledger.Ledger
@@ -33,6 +33,7 @@ type Config struct {
 	Configuration json.RawMessage // issuers and registries without secrets, recorded with the policy
 	Now           func() time.Time
 	Logger        *slog.Logger
+	Bases         Bases // the zero value follows none
 	// Images looks an image up and proves its base; nil is Registry.Image. The
 	// benchmark measures signing without a registry through it.
 	Images func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error)
@@ -52,6 +53,7 @@ type Gate struct {
 	targets  *keyedLocks // one writer at a time for each target tag
 
 	progress progress // of the worker
+	sweeper  sweeper
 }
 
 // Open returns a gate whose policy is the last one in the log: a new policy is
@@ -61,16 +63,16 @@ func Open(ctx context.Context, cfg Config) (*Gate, error) {
 	if cfg.Step == nil {
 		cfg.Step = func(string) {}
 	}
-	if cfg.Images == nil {
-		cfg.Images = func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error) {
-			return cfg.Registry.Image(ctx, ref, baseHint, nil)
-		}
-	}
 	g := &Gate{
 		Config: cfg, tokens: newTokenBudget(cfg.Now), denials: newDenialLimit(cfg.Now),
 		evidence: newEvidenceCache(cfg.Ledger, cfg.Verifier), targets: newKeyedLocks(),
 	}
 	g.progress.changed = make(chan struct{})
+	if g.Images == nil {
+		g.Images = func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error) {
+			return g.Registry.Image(ctx, ref, baseHint, g.followed)
+		}
+	}
 	if err := g.recordPolicy(ctx); err != nil {
 		return nil, err
 	}

@@ -65,6 +65,9 @@ func (g *Gate) Run(ctx context.Context) {
 		wakes = append(wakes, wake)
 		wg.Go(func() { g.work(ctx, kind, wake) })
 	}
+	if g.Bases.Every > 0 {
+		wg.Go(func() { g.sweepLoop(ctx) })
+	}
 	for {
 		select {
 		case <-ctx.Done():

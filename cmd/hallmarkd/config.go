@@ -33,6 +33,7 @@ type config struct {
 	Issuers    []identity.Issuer `yaml:"issuers"`
 	Registries []registryConfig  `yaml:"registries"`
 	Mirrors    []mirrorConfig    `yaml:"mirrors"`
+	Bases      *basesConfig      `yaml:"bases"`
 	Policy     string            `yaml:"policy"`
 }
 
@@ -149,7 +150,8 @@ func (c config) check() error {
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		return errors.New("key tls: cert_file and key_file belong together")
 	}
-	return nil
+	_, err = c.bases()
+	return err
 }
 
 func loopbackHost(h string) bool {
@@ -185,9 +187,11 @@ func (c config) known() policy.Known {
 // registries are used, under the keys of the file. It holds no secret, for the
 // file holds none.
 func (c config) recorded() (json.RawMessage, error) {
-	text, err := yaml.Marshal(map[string]any{
-		"public_url": c.PublicURL, "issuers": c.Issuers, "registries": c.Registries, "mirrors": c.Mirrors,
-	})
+	all := map[string]any{"public_url": c.PublicURL, "issuers": c.Issuers, "registries": c.Registries, "mirrors": c.Mirrors}
+	if c.Bases != nil {
+		all["bases"] = c.Bases
+	}
+	text, err := yaml.Marshal(all)
 	if err != nil {
 		return nil, err
 	}

@@ -188,9 +188,13 @@ func open(ctx context.Context, c config, log *slog.Logger) (s stack, err error) 
 	if err != nil {
 		return s, err
 	}
+	bases, err := c.bases()
+	if err != nil {
+		return s, err
+	}
 	s.gate, err = gate.Open(ctx, gate.Config{
 		Service: c.PublicURL, Ledger: s.ledger, Signer: s.signer, Verifier: check, Registry: reg, Policy: rules,
-		Configuration: recorded, Now: time.Now, Logger: log,
+		Configuration: recorded, Now: time.Now, Logger: log, Bases: bases,
 	})
 	if err != nil {
 		return s, err
