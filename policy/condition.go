@@ -101,8 +101,8 @@ func fieldsOf(t reflect.Type) map[string]*types.FieldType {
 
 // environments are the worlds in which expressions are compiled.
 type environments struct {
-	caller, signer, decision *cel.Env
-	types                    structs
+	caller, signer, foreign, decision *cel.Env
+	types                             structs
 }
 
 // newEnvironments prepares them. The language is what a condition needs: logic,
@@ -115,7 +115,7 @@ func newEnvironments() (*environments, error) {
 		s.byName[t.String()] = fieldsOf(t)
 		return types.NewObjectType(t.String())
 	}
-	caller, signer := object(CallerVars{}), object(SignerVars{})
+	caller, signer, foreign := object(CallerVars{}), object(SignerVars{}), object(ForeignVars{})
 	image, provenance := object(ImageVars{}), object(ProvenanceVars{})
 
 	var library env.LibrarySubset
@@ -148,6 +148,7 @@ func newEnvironments() (*environments, error) {
 	}{
 		{&out.caller, []cel.EnvOption{cel.Variable("id", caller)}},
 		{&out.signer, []cel.EnvOption{cel.Variable("id", signer)}},
+		{&out.foreign, []cel.EnvOption{cel.Variable("id", foreign)}},
 		{&out.decision, []cel.EnvOption{
 			cel.Variable("image", image), cel.Variable("provenance", provenance), cel.Variable("caller", caller),
 			cel.Variable("stage", cel.StringType), cel.Variable("track", cel.StringType),

@@ -88,6 +88,7 @@ type inquiry struct {
 	stage       string
 	request     Request
 	signatures  []*verifier.Evidence // that cover the digest, newest first
+	imports     []*imported          // signatures made elsewhere, the same
 	provenances []*claimed           // the same
 	accepted    []*claimed           // provenances that meet every provenance rule, newest first
 	conflict    string               // what provenances disagree about; "" when they agree
@@ -115,6 +116,11 @@ func (p *Policy) newInquiry(req Request) *inquiry {
 		switch e.PredicateType() {
 		case attest.PredicateSignature:
 			q.signatures = append(q.signatures, e)
+		case attest.PredicateImport:
+			// Of what was imported only image signatures are asked for by any rule.
+			if said, ok := e.Imported(); ok && said.PredicateType == attest.PredicateSignature {
+				q.imports = append(q.imports, &imported{e, said})
+			}
 		case attest.PredicateProvenance:
 			if said, ok := e.Provenance(); ok {
 				level := attest.BuildLevel(p.known.Service, said.RunDetails.Builder.ID)

@@ -27,6 +27,7 @@ const maxPolicy = 1 << 20
 type Known struct {
 	Issuers    map[string]attest.Kind // by name in the configuration
 	IssuerURLs map[string]string      // name -> iss, byte for byte
+	Roots      map[string]bool        // names of the configured foreign roots
 	Service    string                 // public_url, which names the builders
 	Now        func() time.Time       // for role entries that end; time.Now when nil
 }

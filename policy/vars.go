@@ -78,6 +78,35 @@ func signerVars(issuer string, s verifier.Signer) *SignerVars {
 	}
 }
 
+// ForeignVars is what an expression sees of who signed imported evidence, as "id" in
+// a signed_by that names a root: what the foreign certificate carries, or the key.
+// The names that this service gives to its own issuers are none of it.
+type ForeignVars struct {
+	IssuerURL    string `cel:"issuer_url"` // the certificate's issuer extension
+	SAN          string `cel:"san"`        // e-mail or URI
+	Key          string `cel:"key"`        // hex SHA-256 of the public key's PKIX DER
+	RepositoryID string `cel:"repository_id"`
+	OwnerID      string `cel:"owner_id"`
+	Source       string `cel:"source"`
+	Ref          string `cel:"ref"`
+	Commit       string `cel:"commit"`
+	WorkflowPath string `cel:"workflow_path"`
+	Event        string `cel:"event"`
+	Environment  string `cel:"environment"`
+	Runner       string `cel:"runner"`
+	Visibility   string `cel:"visibility"`
+	SignerURI    string `cel:"signer_uri"`
+}
+
+func foreignVars(f attest.Foreigner) *ForeignVars {
+	b := f.Build
+	return &ForeignVars{
+		IssuerURL: f.Issuer, SAN: f.SAN, Key: f.Key, RepositoryID: b.RepositoryID, OwnerID: b.OwnerID, Source: b.SourceURI,
+		Ref: b.Ref, Commit: b.Commit, WorkflowPath: b.WorkflowPath, Event: b.Event, Environment: b.Environment,
+		Runner: b.Runner, Visibility: b.Visibility, SignerURI: b.SignerURI,
+	}
+}
+
 // ImageVars is "image" in cel rules.
 type ImageVars struct {
 	Repository string `cel:"repository"`

@@ -321,6 +321,8 @@ func (c *checked) foreign() error {
 	if c.imported.Root == "" || attest.Hash(c.imported.Content) != c.imported.Digest {
 		return attest.Errorf(attest.StatementMalformed, "the import names no foreign root, or its content is not that of its digest")
 	}
+	// Evidence is kept in memory, and the content is of no use there any more.
+	c.imported.Content, c.statement.Predicate = nil, nil
 	return nil
 }
 

@@ -42,7 +42,8 @@ func (e *Evidence) Kind() attest.RecordKind { return e.c.kind }
 // PredicateType returns the statement's predicate type.
 func (e *Evidence) PredicateType() string { return e.c.statement.PredicateType }
 
-// Statement returns the statement as signed.
+// Statement returns the statement as signed; of an import without its predicate,
+// which Imported returns.
 func (e *Evidence) Statement() attest.Statement { return e.c.statement }
 
 // Digests returns the images that the statement is about, each once, at least one.
@@ -73,7 +74,8 @@ func (e *Evidence) Provenance() (attest.Provenance, bool) {
 }
 
 // Imported returns the predicate of an import, and false for other kinds: what was
-// signed elsewhere, and under which foreign root this service verified it then.
+// signed elsewhere, and under which foreign root this service verified it then. Its
+// Content was checked and is left out.
 func (e *Evidence) Imported() (attest.Import, bool) {
 	return e.c.imported, e.c.kind == attest.KindImport
 }
