@@ -52,6 +52,19 @@ func EvidenceStatement(in EvidenceInput) ([]byte, error) {
 	return marshal(in.PredicateType, s, in.Predicate)
 }
 
+// MayAttest refuses a job that may run code which nobody has accepted into the
+// repository (EVENT_NOT_ALLOWED), and the service itself (SOURCE_NOT_ALLOWED). A
+// person may: somebody has to sign what was tested by hand.
+func (id Identity) MayAttest() error {
+	if id.Kind != Workload && id.Kind != Person {
+		return Errorf(SourceNotAllowed, "%s is a %s: only CI jobs and persons sign evidence", id.SAN, id.Kind)
+	}
+	if id.Unaccepted != "" {
+		return Errorf(EventNotAllowed, "%s may not sign: %s", id.SAN, id.Unaccepted)
+	}
+	return nil
+}
+
 // EvidenceKey is the natural key of an Attest request (design section 5): repository,
 // digest, type, content and identity, with the name and the token's run, so that a
 // later run that finds the same is newer evidence.

@@ -55,8 +55,9 @@ func (l *denialLimit) forget(now time.Time) {
 	}
 }
 
-// tokenBudget counts what each token has signed. The records are the truth: the
-// count of a token is read from them when it is first seen.
+// tokenBudget counts what each token has signed, and binds a token that is good for
+// one request to it. The records are the truth: what they say of a token is read when
+// it is first seen.
 type tokenBudget struct {
 	now func() time.Time
 
@@ -65,51 +66,126 @@ type tokenBudget struct {
 }
 
 type tokenCount struct {
+	expires time.Time
+
+	mu       sync.Mutex // held while the records are read
+	read     bool
 	digests  map[attest.Digest]int // how many requests hold it
 	requests map[string]bool       // natural keys: one digest may be signed with several hints
-	expires  time.Time
+	bound    bool                  // to use
+	use      string
+	holders  int // requests under way that are bound to use
+}
+
+// tokenRecord is what a record says of the token that it was signed with.
+type tokenRecord struct {
+	digest attest.Digest
+	key    string // natural
+	use    string // "" of a token that was good for several requests
 }
 
 func newTokenBudget(now func() time.Time) *tokenBudget {
 	return &tokenBudget{now: now, used: map[string]*tokenCount{}}
 }
 
-// reserve counts a request for a digest against the token's budget and returns
-// how to give it back when nothing was signed. recorded lists what the records
-// show, digests and natural keys; it is asked once for each token.
-func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key string, recorded func() ([]attest.Digest, []string, error)) (release func(), err error) {
+// of returns the count of a token, locked. recorded lists what the records show.
+func (b *tokenBudget) of(id attest.Identity, recorded func() ([]tokenRecord, error)) (*tokenCount, error) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	c := b.used[id.TokenID]
 	if c == nil {
-		known, keys, err := recorded()
-		if err != nil {
-			return nil, err
-		}
-		c = &tokenCount{digests: map[attest.Digest]int{}, requests: map[string]bool{}, expires: id.Expires}
-		for i, k := range known {
-			c.digests[k]++
-			c.requests[keys[i]] = true
-		}
 		b.forget()
+		c = &tokenCount{expires: id.Expires}
 		b.used[id.TokenID] = c
 	}
-	if c.digests[d] == 0 && len(c.digests) >= MaxTokenDigests {
-		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d digests, the most that one may: request a new token", MaxTokenDigests)
+	b.mu.Unlock()
+	c.mu.Lock()
+	if c.read {
+		return c, nil
 	}
-	if len(c.requests) >= MaxTokenRequests {
+	records, err := recorded()
+	if err != nil {
+		c.mu.Unlock()
+		return nil, err
+	}
+	c.digests, c.requests, c.read = map[attest.Digest]int{}, map[string]bool{}, true
+	for _, r := range records {
+		c.digests[r.digest]++
+		c.requests[r.key] = true
+		if c.bound && c.use != r.use {
+			r.use = "" // it was good for several: no request is the one
+		}
+		c.bound, c.use = true, r.use
+	}
+	return c, nil
+}
+
+// bind reserves a token that is good for one request for the request named use, and
+// for repetitions of it. TOKEN_REPLAYED when it is another's. end is called when the
+// request is over: one of which nothing was recorded gives the token back.
+func (b *tokenBudget) bind(id attest.Identity, use string, recorded func() ([]tokenRecord, error)) (end func(), err error) {
+	c, err := b.of(id, recorded)
+	if err != nil {
+		return nil, err
+	}
+	defer c.mu.Unlock()
+	if c.bound && c.use != use {
+		return nil, attest.Errorf(attest.TokenReplayed, "this token was used for another request, and its issuer is configured with replay: once: request a new token for each call, or ask for everything in one")
+	}
+	c.bound, c.use = true, use
+	c.holders++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.holders--; c.holders == 0 && len(c.requests) == 0 {
+			c.bound = false
+		}
+	}, nil
+}
+
+// reservation is a request that counts against its token's budget.
+type reservation struct {
+	count  *tokenCount
+	digest attest.Digest
+	key    string
+	mine   bool // nobody had counted it
+	kept   bool
+}
+
+// reserve counts a request for a digest against the token's budget.
+func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key string, recorded func() ([]tokenRecord, error)) (*reservation, error) {
+	c, err := b.of(id, recorded)
+	if err != nil {
+		return nil, err
+	}
+	defer c.mu.Unlock()
+	r := &reservation{count: c, digest: d, key: key, mine: !c.requests[key]}
+	switch {
+	case !r.mine: // an attempt that may have been recorded
+		return r, nil
+	case c.digests[d] == 0 && len(c.digests) >= MaxTokenDigests:
+		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d digests, the most that one may: request a new token", MaxTokenDigests)
+	case len(c.requests) >= MaxTokenRequests:
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d times, the most that one may: request a new token", MaxTokenRequests)
 	}
 	c.digests[d]++
 	c.requests[key] = true
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		delete(c.requests, key)
-		if c.digests[d]--; c.digests[d] == 0 {
-			delete(c.digests, d)
-		}
-	}, nil
+	return r, nil
+}
+
+// keep says that from here on something may be recorded, whatever is answered.
+func (r *reservation) keep() { r.kept = true }
+
+// end gives the reservation back unless it was kept.
+func (r *reservation) end() {
+	if r.kept || !r.mine {
+		return
+	}
+	r.count.mu.Lock()
+	defer r.count.mu.Unlock()
+	delete(r.count.requests, r.key)
+	if r.count.digests[r.digest]--; r.count.digests[r.digest] == 0 {
+		delete(r.count.digests, r.digest)
+	}
 }
 
 // forget drops tokens that have expired: they are refused before they get here.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,74 +27,135 @@ const (
 	attachWait = 15 * time.Second
 )
 
-// Sign signs each image for the calling job and records its provenance. An image
-// that is refused has its own error; the error of Sign itself refuses them all.
-// Repeating a request returns the records of the first.
+// Sign signs each image for the calling job, records its provenance and signs the
+// evidence about it. An image that is refused has its own error, and so has its
+// evidence; the error of Sign itself refuses them all. Repeating a request returns
+// the records of the first.
 func (g *Gate) Sign(ctx context.Context, id attest.Identity, req SignRequest) ([]Signed, error) {
 	if err := g.Ready(); err != nil {
 		return nil, err
 	}
-	if n := len(req.Images); n == 0 || n > MaxImages {
-		return nil, attest.Errorf(attest.BadRequest, "%d images: give 1 to %d", n, MaxImages)
+	// 1. Nothing is signed of a request that is malformed anywhere, and nobody
+	// who may sign nothing has anything read.
+	if err := req.form(); err != nil {
+		return nil, err
 	}
 	out := make([]Signed, len(req.Images))
-	var group errgroup.Group
-	group.SetLimit(signWorkers)
+	allowed := 0
 	for i, img := range req.Images {
-		group.Go(func() error {
-			s, err := g.signOne(ctx, id, img, req.AttachByClient)
-			s.Ref, s.Err = img.Ref, err
-			out[i] = s
-			return nil
-		})
+		out[i] = Signed{Ref: img.Ref, Err: g.maySign(id, img.Ref.Repository)}
+		if out[i].Err == nil {
+			allowed++
+		}
 	}
-	_ = group.Wait() // no function returns an error
+	if allowed > 0 {
+		if err := req.predicates(); err != nil {
+			return nil, err
+		}
+		// 2. A token that is good for one request is this one's from here on.
+		use, end, err := g.bind(ctx, id, req.use)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		// 3. Each image stands alone.
+		var group errgroup.Group
+		group.SetLimit(signWorkers)
+		for i, img := range req.Images {
+			if out[i].Err != nil {
+				continue
+			}
+			group.Go(func() error {
+				s, err := g.signOne(ctx, id, img, use, req.AttachByClient)
+				if err == nil {
+					s.Evidence = g.attestAll(ctx, id, s.Image, req.about(img.Ref), use, req.AttachByClient)
+					g.settle(ctx, &s, req.AttachByClient)
+				}
+				s.Ref, s.Err = img.Ref, err
+				out[i] = s
+				return nil
+			})
+		}
+		_ = group.Wait() // no function returns an error
+	}
+	for i := range out {
+		out[i].refuseEvidence(req.about(out[i].Ref))
+	}
 	return out, nil
 }
 
-func (g *Gate) signOne(ctx context.Context, id attest.Identity, img SignImage, byClient bool) (Signed, error) {
+// form checks what needs no predicate to be read.
+func (r SignRequest) form() error {
+	if n := len(r.Images); n == 0 || n > MaxImages {
+		return attest.Errorf(attest.BadRequest, "%d images: give 1 to %d", n, MaxImages)
+	}
+	for i, img := range r.Images {
+		if err := attest.CheckCallerFacts(img.Facts); err != nil {
+			return inField(err, "images[%d].facts", i)
+		}
+	}
+	return r.evidenceForm()
+}
+
+// maySign admits a job that holds the role signers for a repository.
+func (g *Gate) maySign(id attest.Identity, repo attest.Repository) error {
 	if err := id.MaySign(); err != nil {
-		return Signed{}, err
+		return err
 	}
-	if err := g.Policy.Allow(policy.Signers, id, img.Ref.Repository); err != nil {
-		return Signed{}, err
+	return g.Policy.Allow(policy.Signers, id, repo)
+}
+
+// use names a request by all that it asks for but who attaches: what a token that is
+// good for one request is good for.
+func (r SignRequest) use() string {
+	parts := []string{"sign"}
+	for _, img := range r.Images {
+		parts = append(parts, "image", img.Ref.String(), img.Base)
+		for _, name := range slices.Sorted(maps.Keys(img.Facts)) {
+			parts = append(parts, name, img.Facts[name])
+		}
 	}
+	for _, e := range r.Evidence {
+		parts = append(parts, "evidence", e.PredicateType, e.Name, attest.Hash(e.Predicate).String())
+		for _, ref := range e.Images {
+			parts = append(parts, ref.String())
+		}
+	}
+	return attest.Key(parts...)
+}
+
+// bind reserves the token of an identity that may use it for one request only, and
+// returns the key under which records say so: "" for any other identity. end is
+// called when the request is over.
+func (g *Gate) bind(ctx context.Context, id attest.Identity, request func() string) (use string, end func(), err error) {
+	if !id.Once {
+		return "", func() {}, nil
+	}
+	use = request()
+	end, err = g.tokens.bind(id, use, g.signedWith(ctx, id.TokenID))
+	return use, end, err
+}
+
+func (g *Gate) signOne(ctx context.Context, id attest.Identity, img SignImage, use string, byClient bool) (Signed, error) {
 	key := attest.SignKey(img.Ref, id, img.Base, img.Facts)
-	s, err := share(ctx, g, key, func(ctx context.Context) (Signed, error) {
-		return g.signOnce(ctx, id, img, key, byClient)
+	return share(ctx, g, key, func(ctx context.Context) (Signed, error) {
+		return g.signOnce(ctx, id, img, key, use, byClient)
 	})
-	if err != nil {
-		return Signed{}, err
-	}
-	if byClient {
-		s.Attach = AttachByClient
-		return s, nil
-	}
-	s.Attach = g.awaitAttached(ctx, key, s)
-	return s, nil
 }
 
 // signOnce returns the records that answer key, making them when there are none.
-func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, key string, byClient bool) (Signed, error) {
+func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, key, use string, byClient bool) (Signed, error) {
 	if prov, found, err := g.Ledger.ByKey(ctx, key); err != nil {
 		return Signed{}, err
 	} else if found {
 		return g.signedBefore(ctx, key, prov)
 	}
-	release, err := g.tokens.reserve(id, img.Ref.Digest, key, func() ([]attest.Digest, []string, error) { return g.signedWith(ctx, id.TokenID) })
+	counted, err := g.tokens.reserve(id, img.Ref.Digest, key, g.signedWith(ctx, id.TokenID))
 	if err != nil {
 		return Signed{}, err
 	}
-	s, err := g.sign(ctx, id, img, key, byClient)
-	if err != nil {
-		release()
-		return Signed{}, err
-	}
-	return s, nil
-}
+	defer counted.end()
 
-// sign makes the two statements about an image, records them and returns them.
-func (g *Gate) sign(ctx context.Context, id attest.Identity, img SignImage, key string, byClient bool) (Signed, error) {
 	// 1. What the registry holds. Nothing is signed that is not there.
 	now, err := g.clock()
 	if err != nil {
@@ -112,50 +176,63 @@ func (g *Gate) sign(ctx context.Context, id attest.Identity, img SignImage, key 
 		return Signed{}, err
 	}
 	provenance, err := attest.ProvenanceStatement(attest.ProvenanceInput{
-		Service: g.Service, Image: image, Builder: id, BaseHint: img.Base, Facts: img.Facts, Request: key, Finished: now,
+		Service: g.Service, Image: image, Builder: id, BaseHint: img.Base, Facts: img.Facts, Request: key, Use: use, Finished: now,
 	})
 	if err != nil {
 		return Signed{}, err
 	}
 
-	// 3. A certificate that names the job, and both signatures. They exist only
-	// in this process: if it dies here, nothing was signed.
-	cred, err := g.Signer.Credential(id)
-	if err != nil {
-		return Signed{}, fmt.Errorf("issuing a certificate: %w", err)
-	}
-	entries := []ledger.Entry{{Envelope: cred.Precertificate}}
-	for _, payload := range [][]byte{signature, provenance} {
-		env, err := g.Signer.Sign(cred, payload)
-		if err != nil {
-			return Signed{}, fmt.Errorf("signing: %w", err)
-		}
-		if err := g.Verifier.Envelope(env); err != nil {
-			return Signed{}, fmt.Errorf("checking our own signature: %w", err)
-		}
-		entries = append(entries, ledger.Entry{Envelope: env, Attach: !byClient})
-	}
-	g.Step("signed")
-
-	// 4. Neither signature nor final certificate leaves the process before Append
-	// has returned: then they are durable and a published checkpoint covers them,
-	// the precertificate first. If the process dies in it, the next start either
-	// finishes the record or finds nothing of it.
-	recs, err := g.Ledger.Append(ctx, entries...)
+	// 3. Signed and recorded, or nothing of it.
+	recs, err := g.record(ctx, id, counted, !byClient, signature, provenance)
 	if err != nil {
 		return Signed{}, err
 	}
-	g.Step("recorded")
 	// An earlier attempt may be in the log although its caller was told that it
 	// failed (attacks F09). The first record answers, now and ever after.
 	if first, found, err := g.Ledger.ByKey(ctx, key); err != nil {
 		return Signed{}, err
-	} else if found && first != recs[2].ID {
+	} else if found && first != recs[1].ID {
 		return g.signedBefore(ctx, key, first)
 	}
-	s, err := g.answer(recs[1], recs[2])
+	s, err := g.answer(recs[0], recs[1])
 	s.tasked = !byClient
 	return s, err
+}
+
+// record signs statements in the name of a caller and returns their records. It is
+// the only way in which a caller's credential signs anything.
+func (g *Gate) record(ctx context.Context, id attest.Identity, counted *reservation, attach bool, statements ...[]byte) ([]attest.Record, error) {
+	// 1. A certificate that names the caller, and the signatures. They exist only
+	// in this process: if it dies here, nothing was signed.
+	cred, err := g.Signer.Credential(id)
+	if err != nil {
+		return nil, fmt.Errorf("issuing a certificate: %w", err)
+	}
+	entries := []ledger.Entry{{Envelope: cred.Precertificate}}
+	for _, payload := range statements {
+		env, err := g.Signer.Sign(cred, payload)
+		if err != nil {
+			return nil, fmt.Errorf("signing: %w", err)
+		}
+		if err := g.Verifier.Envelope(env); err != nil {
+			return nil, fmt.Errorf("checking our own signature: %w", err)
+		}
+		entries = append(entries, ledger.Entry{Envelope: env, Attach: attach})
+	}
+	g.Step("signed")
+
+	// 2. Neither a signature nor the final certificate leaves the process before
+	// Append has returned: then they are durable and a published checkpoint covers
+	// them, the precertificate first. If the process dies in it, or Append reports an
+	// error, the next start either finishes the records or finds nothing of them: the
+	// token counts as used.
+	counted.keep()
+	recs, err := g.Ledger.Append(ctx, entries...)
+	if err != nil {
+		return nil, err
+	}
+	g.Step("recorded")
+	return recs[1:], nil
 }
 
 // callersBase refuses a base that the caller named and the layers contradict.
@@ -170,31 +247,52 @@ func callersBase(b attest.Base) error {
 	return nil
 }
 
-// signedWith returns the digests that the records say were signed with a token,
-// and the natural key of each.
-func (g *Gate) signedWith(ctx context.Context, token string) (digests []attest.Digest, keys []string, err error) {
-	metas, err := findAll(ctx, g.Ledger, ledger.Query{
-		Kind: attest.KindProvenance, Facets: []attest.Facet{{Name: attest.FacetToken, Value: token}},
-	})
+// signedWith returns a function that lists what the records say was signed with a
+// token.
+func (g *Gate) signedWith(ctx context.Context, token string) func() ([]tokenRecord, error) {
+	return func() ([]tokenRecord, error) {
+		var out []tokenRecord
+		for _, kind := range []attest.RecordKind{attest.KindProvenance, attest.KindEvidence} {
+			metas, err := findAll(ctx, g.Ledger, ledger.Query{
+				Kind: kind, Facets: []attest.Facet{{Name: attest.FacetToken, Value: token}},
+			})
+			if err != nil {
+				return nil, err
+			}
+			for _, m := range metas {
+				r, err := g.tokenRecord(ctx, m)
+				if err != nil {
+					return nil, err
+				}
+				out = append(out, r)
+			}
+		}
+		return out, nil
+	}
+}
+
+func (g *Gate) tokenRecord(ctx context.Context, m ledger.Meta) (tokenRecord, error) {
+	rec, err := g.Ledger.Get(ctx, m.ID)
 	if err != nil {
-		return nil, nil, err
+		return tokenRecord{}, err
 	}
-	for _, m := range metas {
-		rec, err := g.Ledger.Get(ctx, m.ID)
-		if err != nil {
-			return nil, nil, err
-		}
-		s, err := statementOf(rec)
-		if err != nil {
-			return nil, nil, err
-		}
-		img, err := s.Image()
-		if err != nil {
-			return nil, nil, err
-		}
-		digests, keys = append(digests, img.Ref.Digest), append(keys, m.Key)
+	s, err := statementOf(rec)
+	if err != nil {
+		return tokenRecord{}, err
 	}
-	return digests, keys, nil
+	img, err := s.Image()
+	if err != nil {
+		return tokenRecord{}, err
+	}
+	_, use := s.TokenUse()
+	if m.Kind == attest.KindProvenance {
+		p, err := attest.ParseProvenance(s.Predicate)
+		if err != nil {
+			return tokenRecord{}, err
+		}
+		use = p.Internal().Token.Use
+	}
+	return tokenRecord{img.Ref.Digest, m.Key, use}, nil
 }
 
 // signedBefore answers a repeated request from its records.
@@ -255,13 +353,33 @@ func statementOf(rec attest.Record) (attest.Statement, error) {
 	return s, nil
 }
 
-// awaitAttached waits until the worker has attached both bundles everywhere. It
-// attaches them itself when the records may be those of a request that left that
-// to its caller: no task was made then.
-func (g *Gate) awaitAttached(ctx context.Context, key string, s Signed) AttachState {
+// settle waits until the records about an image are attached, and says so in the
+// answer.
+func (g *Gate) settle(ctx context.Context, s *Signed, byClient bool) {
+	if byClient {
+		s.Attach = AttachByClient
+		for i := range s.Evidence {
+			s.Evidence[i].Attach = AttachByClient
+		}
+		return
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { s.Attach = g.awaitAttached(ctx, s.Image, s.tasked, s.Signature, s.Provenance) })
+	for i := range s.Evidence {
+		if e := &s.Evidence[i]; e.Err == nil {
+			wg.Go(func() { e.Attach = g.awaitAttached(ctx, e.Image, e.tasked, e.Record) })
+		}
+	}
+	wg.Wait()
+}
+
+// awaitAttached waits until the worker has attached the bundles of records
+// everywhere. It attaches them itself when the records may be those of a request that
+// left that to its caller: no task was made then.
+func (g *Gate) awaitAttached(ctx context.Context, img attest.Image, tasked bool, recs ...attest.Record) AttachState {
 	done := func(ctx context.Context) (bool, error) {
-		for _, id := range []attest.RecordID{s.Signature.ID, s.Provenance.ID} {
-			if n, err := g.Ledger.TaskPending(ctx, id); err != nil || n > 0 {
+		for _, r := range recs {
+			if n, err := g.Ledger.TaskPending(ctx, r.ID); err != nil || n > 0 {
 				return false, err
 			}
 		}
@@ -270,20 +388,19 @@ func (g *Gate) awaitAttached(ctx context.Context, key string, s Signed) AttachSt
 	if !g.progress.await(ctx, attachWait, done) {
 		return AttachPending
 	}
-	if s.tasked {
+	if tasked {
 		return Attached
 	}
 	waiting, cancel := context.WithTimeout(ctx, attachWait)
 	defer cancel()
-	_, err := share(waiting, g, attest.Key("attach", key), func(ctx context.Context) (struct{}, error) {
-		if err := g.attach(ctx, s.Signature, s.Image); err != nil {
-			return struct{}{}, err
+	for _, r := range recs {
+		_, err := share(waiting, g, attest.Key("attach", r.ID.String()), func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, g.attach(ctx, r, img)
+		})
+		if err != nil {
+			g.Logger.Warn("attaching what a repeated request asks for", "record", r.ID.String(), "error", err)
+			return AttachPending
 		}
-		return struct{}{}, g.attach(ctx, s.Provenance, s.Image)
-	})
-	if err != nil {
-		g.Logger.Warn("attaching what a repeated request asks for", "record", s.Provenance.ID.String(), "error", err)
-		return AttachPending
 	}
 	return Attached
 }
