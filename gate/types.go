@@ -90,9 +90,11 @@ type SignedEvidence struct {
 	Err                 error // nil when it was signed; the fields below are then set
 	Image               attest.Image
 	Record              attest.Record
-	Bundle              []byte // Sigstore bundle v0.3 JSON
+	Bundle              []byte // Sigstore bundle v0.3 JSON; of Sign only when the caller attaches it
 	Attach              AttachState
 	Repeated            bool
+
+	tasked bool // the worker was told to attach
 }
 
 // Imports is what an import found beside an image.
@@ -103,8 +105,8 @@ type Imports struct {
 
 // Imported is a piece of foreign evidence that is recorded.
 type Imported struct {
-	Record   attest.Record
-	Said     attest.Import
+	Record   attest.Record // without its payload, which may be large
+	Said     attest.Import // without its content
 	Repeated bool
 }
 
