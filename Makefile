@@ -35,7 +35,15 @@ demo:
 .PHONY: test
 test: deps lint tools build
 	CGO_ENABLED=1 go test -race -timeout 30m ./...
+	ci/fuzz.sh $(FUZZTIME)
 	ci/size.sh bin/hallmark $(CLIENT_BYTES)
+
+# Every fuzz test for a bounded time each: make fuzz FUZZTIME=5m looks harder.
+FUZZTIME ?= 5s
+
+.PHONY: fuzz
+fuzz:
+	ci/fuzz.sh $(FUZZTIME)
 
 .PHONY: deps
 deps:

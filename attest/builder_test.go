@@ -252,3 +252,38 @@ func TestBuildersPage(t *testing.T) {
 		t.Errorf("only these builder ids were looked for: %v", seen)
 	}
 }
+
+// FuzzProvenance: a predicate that has the parameters of its build type says
+// nothing else, and reading it never ends in a panic.
+func FuzzProvenance(f *testing.F) {
+	for _, in := range provenances() {
+		s, _ := read(f, write(f, in))
+		f.Add([]byte(s.Predicate))
+	}
+	f.Add([]byte(`{"buildDefinition":{"buildType":"` + attest.BuildTypeOIDC + `","externalParameters":{"source":"UNKNOWN"}}}`))
+	f.Fuzz(func(t *testing.T, predicate []byte) {
+		p, err := attest.ParseProvenance(predicate)
+		if err != nil {
+			return
+		}
+		p.Summary()
+		p.Grade("/predicate/runDetails/builder/id")
+		attest.BuildLevel(service, p.RunDetails.Builder.ID)
+		attest.BuilderFits(service, p.RunDetails.Builder.ID, p.Internal().Token.Provider, p.Internal().Claims)
+		if err := p.CheckParameters(); err != nil {
+			if got := attest.ReasonOf(err); got != attest.StatementMalformed {
+				t.Fatalf("reason %q", got)
+			}
+			return
+		}
+		var names map[string]json.RawMessage
+		if err := json.Unmarshal(p.BuildDefinition.ExternalParameters, &names); err != nil {
+			t.Fatalf("accepted external parameters %q", p.BuildDefinition.ExternalParameters)
+		}
+		for name := range names {
+			if name != "source" && name != "ref" && name != "config" && name != "workflow" {
+				t.Fatalf("accepted the external parameter %q", name)
+			}
+		}
+	})
+}
