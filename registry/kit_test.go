@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -336,3 +337,5 @@ func manifest(more string) string {
 	return `{"schemaVersion":2,"mediaType":"` + ociManifest + `","config":` + descriptor("application/vnd.oci.image.config.v1+json", "{}", "") +
 		`,"layers":[` + descriptor("application/vnd.oci.image.layer.v1.tar", "layer", "") + `]` + more + `}`
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
