@@ -27,6 +27,30 @@ func (h signing) SignImages(ctx context.Context, in *pb.SignImagesRequest) (*pb.
 	return h.s.writeSigned(ctx, results), nil
 }
 
+func (h signing) Import(ctx context.Context, in *pb.ImportRequest) (*pb.ImportResponse, error) {
+	ref, err := readImage("image", in.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	found, err := h.s.gate.Import(ctx, caller(ctx), ref)
+	if err != nil {
+		return nil, err
+	}
+	return writeImports(found), nil
+}
+
+func (h signing) Attest(ctx context.Context, in *pb.AttestRequest) (*pb.AttestResponse, error) {
+	req, err := readAttest(in)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := h.s.gate.Attest(ctx, caller(ctx), req)
+	if err != nil {
+		return nil, err
+	}
+	return writeAttested(signed), nil
+}
+
 type promotion struct {
 	pb.UnimplementedPromotionServiceServer
 	s *Server

@@ -26,14 +26,7 @@ import (
 // through net/http's HTTP/2 server, whose limits hold for it then, and through
 // the gateway's in-memory connection.
 func (s *Server) newGRPC() *grpc.Server {
-	g := grpc.NewServer(
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
-		grpc.UnknownServiceHandler(unknownMethod),
-		grpc.MaxRecvMsgSize(maxBody),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxHeaderListSize(maxHeader),
-	)
+	g := grpc.NewServer(s.grpcOptions(maxBody)...)
 	pb.RegisterSigningServiceServer(g, signing{s: s})
 	pb.RegisterPromotionServiceServer(g, promotion{s: s})
 	pb.RegisterAuditServiceServer(g, audit{s: s})
@@ -49,6 +42,25 @@ func (s *Server) newGRPC() *grpc.Server {
 	return g
 }
 
+// newLargeGRPC returns the gRPC server for large requests. How large a message may be
+// is one number for a whole server, also after decompression, so there are two.
+func (s *Server) newLargeGRPC() *grpc.Server {
+	g := grpc.NewServer(s.grpcOptions(maxLarge)...)
+	pb.RegisterSigningServiceServer(g, signing{s: s})
+	return g
+}
+
+func (s *Server) grpcOptions(maxMessage int) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(unknownMethod),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeader),
+	}
+}
+
 // serveGRPC hands a request of net/http to the gRPC server. The caller is
 // authenticated before a byte of the message is read, so that nobody unknown can
 // make the server hold one.
@@ -59,11 +71,25 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	} else {
 		a = s.admit(r.Context(), r.URL.Path, c)
 	}
+	to, most := s.grpc, int64(maxBody)
+	if a.err == nil && bringsEvidence[r.URL.Path] {
+		var n int64
+		if n, r.Body = firstMessage(r.Body); n > maxBody {
+			var leave func()
+			if leave, a.err = s.admitLarge(a.identity, n); a.err == nil {
+				defer leave()
+				to, most = s.grpcLarge, n
+			}
+		}
+	}
 	if a.err != nil {
 		// The interceptor answers; all it is given is one empty message.
-		r.Body = io.NopCloser(bytes.NewReader(make([]byte, 5)))
+		r.Body = io.NopCloser(bytes.NewReader(make([]byte, prefix)))
 	}
-	s.grpc.ServeHTTP(w, r.WithContext(admitted(r.Context(), a)))
+	// The gRPC server takes in a body as fast as it comes, also behind the message
+	// that it waits for.
+	r.Body = http.MaxBytesReader(w, r.Body, most+prefix)
+	to.ServeHTTP(w, r.WithContext(admitted(r.Context(), a)))
 }
 
 // unary runs around every call, from wherever it came.

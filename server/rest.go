@@ -24,17 +24,18 @@ import (
 	pb "github.com/hallmarkd/hallmark/proto/hallmark/v1"
 )
 
-// newREST returns the REST API: grpc-gateway before an in-memory connection to
-// the gRPC server, so that the same interceptors run for it.
+// newREST returns the REST API: grpc-gateway before in-memory connections to
+// the gRPC servers, so that the same interceptors run for it.
 func (s *Server) newREST() (http.Handler, error) {
-	pipe := bufconn.Listen(1 << 20)
-	conn, err := grpc.NewClient("passthrough:///gateway",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // it never leaves the process
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+	conn, closeConn, err := gatewayConn(s.grpc)
 	if err != nil {
-		return nil, fmt.Errorf("connecting the gateway: %w", err)
+		return nil, err
 	}
+	largeConn, closeLarge, err := gatewayConn(s.grpcLarge)
+	if err != nil {
+		return nil, errors.Join(err, closeConn())
+	}
+	s.closeREST = func() error { return errors.Join(closeConn(), closeLarge()) }
 	gateway := runtime.NewServeMux(
 		runtime.WithMarshalerOption(runtime.MIMEWildcard, &strictJSON{runtime.JSONPb{
 			MarshalOptions: protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true},
@@ -47,16 +48,31 @@ func (s *Server) newREST() (http.Handler, error) {
 	)
 	ctx := context.Background() // the handlers below close nothing; s.close does
 	for _, register := range []func(context.Context, *runtime.ServeMux, *grpc.ClientConn) error{
-		pb.RegisterSigningServiceHandler, pb.RegisterPromotionServiceHandler,
-		pb.RegisterAuditServiceHandler, pb.RegisterTrustServiceHandler,
+		pb.RegisterPromotionServiceHandler, pb.RegisterAuditServiceHandler, pb.RegisterTrustServiceHandler,
 	} {
 		if err := register(ctx, gateway, conn); err != nil {
-			return nil, errors.Join(fmt.Errorf("registering the gateway: %w", err), conn.Close())
+			return nil, errors.Join(fmt.Errorf("registering the gateway: %w", err), s.closeREST())
 		}
 	}
-	go s.grpc.Serve(pipe) // returns when the server stops
-	s.closeREST = func() error { return errors.Join(conn.Close(), pipe.Close()) }
+	// How large its requests may be, restRoute has seen to.
+	if err := pb.RegisterSigningServiceHandler(ctx, gateway, largeConn); err != nil {
+		return nil, errors.Join(fmt.Errorf("registering the gateway: %w", err), s.closeREST())
+	}
 	return s.restRoutes(gateway)
+}
+
+// gatewayConn returns an in-memory connection to a gRPC server.
+func gatewayConn(g *grpc.Server) (*grpc.ClientConn, func() error, error) {
+	pipe := bufconn.Listen(1 << 20)
+	conn, err := grpc.NewClient("passthrough:///gateway",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return pipe.DialContext(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // it never leaves the process
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxAnswer)))
+	if err != nil {
+		return nil, nil, fmt.Errorf("connecting the gateway: %w", err)
+	}
+	go g.Serve(pipe) // returns when the server stops
+	return conn, func() error { return errors.Join(conn.Close(), pipe.Close()) }, nil
 }
 
 func noHeader(string) (string, bool) { return "", false }
@@ -108,6 +124,14 @@ func (s *Server) restRoute(method string, query []string, gateway http.Handler) 
 		if err == nil {
 			err = knownQuery(r, query)
 		}
+		most := int64(maxBody)
+		if err == nil && bringsEvidence[method] && r.ContentLength > maxBody {
+			var leave func()
+			if leave, err = s.admitLarge(a.identity, r.ContentLength); err == nil {
+				defer leave()
+				most = r.ContentLength
+			}
+		}
 		if err != nil {
 			refused := refuse(err)
 			s.logRefusal(method, attest.Identity{}, refused, err, 0)
@@ -118,7 +142,7 @@ func (s *Server) restRoute(method string, query []string, gateway http.Handler) 
 		defer done()
 		r = r.WithContext(ctx)
 		r.Header = http.Header{"Content-Type": r.Header["Content-Type"]}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		r.Body = http.MaxBytesReader(w, r.Body, most)
 		gateway.ServeHTTP(w, r)
 	})
 }

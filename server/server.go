@@ -27,10 +27,10 @@ import (
 // Limits of one connection and of one call. Defaults of the libraries are not
 // safe ones (attacks I02, I03, I08).
 const (
-	maxBody    = 4 << 20  // bytes of a request, after decompression
-	maxAnswer  = 64 << 20 // bytes of an answer that the gateway takes over
-	maxHeader  = 64 << 10 // bytes of a request's header
-	maxStreams = 250      // concurrent requests of one HTTP/2 connection
+	maxBody    = 4 << 20   // bytes of a request, after decompression; of some more, see maxLarge
+	maxAnswer  = 128 << 20 // bytes of an answer that the gateway takes over
+	maxHeader  = 64 << 10  // bytes of a request's header
+	maxStreams = 250       // concurrent requests of one HTTP/2 connection
 
 	headerTimeout = 10 * time.Second // to send a request's header
 	readTimeout   = 30 * time.Second // to send a whole request
@@ -41,9 +41,11 @@ const (
 	abandonAfter  = 2 * time.Second // for a handler whose connection was closed
 )
 
-// slow names the methods that write to registries.
+// slow names the methods that write to registries or read much of them.
 var slow = map[string]bool{
 	"/hallmark.v1.SigningService/SignImages": true,
+	"/hallmark.v1.SigningService/Attest":     true,
+	"/hallmark.v1.SigningService/Import":     true,
 	"/hallmark.v1.PromotionService/Promote":  true,
 }
 
@@ -69,18 +71,20 @@ type Config struct {
 
 // Server serves one gate. Make it with New.
 type Server struct {
-	gate     *gate.Gate
-	logger   *slog.Logger
-	cfg      Config
-	verified verified
-	methods  map[string]bool // every method that is served: "/package.Service/Method"
-	grpc     *grpc.Server
-	mux      *http.ServeMux
-	callers  callers
-	inFlight chan struct{}
-	open     chan struct{} // of inFlight, what requests may take that need no identity
-	working  work          // handlers: waited for before the gate may be closed
-	handed   sync.Map      // handover by handle: what restRoute found, for the interceptor
+	gate      *gate.Gate
+	logger    *slog.Logger
+	cfg       Config
+	verified  verified
+	methods   map[string]bool // every method that is served: "/package.Service/Method"
+	grpc      *grpc.Server
+	grpcLarge *grpc.Server // for requests of more than maxBody
+	large     large
+	mux       *http.ServeMux
+	callers   callers
+	inFlight  chan struct{}
+	open      chan struct{} // of inFlight, what requests may take that need no identity
+	working   work          // handlers: waited for before the gate may be closed
+	handed    sync.Map      // handover by handle: what restRoute found, for the interceptor
 
 	closeREST func() error
 }
@@ -104,7 +108,7 @@ func New(cfg Config) (*Server, error) {
 		open:     make(chan struct{}, max(1, cfg.MaxInFlight/4)),
 		callers:  callers{most: cfg.MaxInFlightPerCaller, inFlight: map[string]int{}},
 	}
-	s.grpc = s.newGRPC()
+	s.grpc, s.grpcLarge = s.newGRPC(), s.newLargeGRPC()
 	rest, err := s.newREST()
 	if err != nil {
 		return nil, err
@@ -160,6 +164,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 // of them — is left behind: the ledger takes all of an entry or nothing.
 func (s *Server) stop() error {
 	s.grpc.Stop()
+	s.grpcLarge.Stop()
 	if left := s.working.wait(abandonAfter); left > 0 {
 		s.logger.Warn("leaving calls behind that have not ended", "calls", left)
 	}

@@ -112,12 +112,9 @@ func readSign(in *pb.SignImagesRequest) (gate.SignRequest, error) {
 	if n := len(in.GetImages()); n == 0 || n > gate.MaxImages {
 		return out, badField("images", "has %d entries: one request signs 1 to %d images", n, gate.MaxImages)
 	}
-	switch in.GetAttach() {
-	case pb.Attach_ATTACH_UNSPECIFIED, pb.Attach_ATTACH_SERVER:
-	case pb.Attach_ATTACH_CLIENT:
-		out.AttachByClient = true
-	default:
-		return out, badField("attach", "has no value %d", in.GetAttach())
+	var err error
+	if out.AttachByClient, err = readAttach(in.GetAttach()); err != nil {
+		return out, err
 	}
 	for i, img := range in.GetImages() {
 		ref, err := readImage(fmt.Sprintf("images[%d].image", i), img.GetImage())
@@ -128,9 +125,41 @@ func readSign(in *pb.SignImagesRequest) (gate.SignRequest, error) {
 		if err != nil {
 			return out, err
 		}
-		out.Images = append(out.Images, gate.SignImage{Ref: ref, Base: base})
+		out.Images = append(out.Images, gate.SignImage{Ref: ref, Base: base, Facts: img.GetFacts()})
+	}
+	for i, e := range in.GetEvidence() {
+		one := gate.Evidence{PredicateType: e.GetPredicateType(), Predicate: e.GetPredicate(), Name: e.GetName()}
+		for j, img := range e.GetImages() {
+			ref, err := readImage(fmt.Sprintf("evidence[%d].images[%d]", i, j), img)
+			if err != nil {
+				return out, err
+			}
+			one.Images = append(one.Images, ref)
+		}
+		out.Evidence = append(out.Evidence, one)
 	}
 	return out, nil
+}
+
+// readAttach reports whether the caller attaches.
+func readAttach(a pb.Attach) (byClient bool, err error) {
+	switch a {
+	case pb.Attach_ATTACH_UNSPECIFIED, pb.Attach_ATTACH_SERVER:
+		return false, nil
+	case pb.Attach_ATTACH_CLIENT:
+		return true, nil
+	}
+	return false, badField("attach", "has no value %d", a)
+}
+
+// readAttest leaves type, name and predicate to the gate, which reads them anyway.
+func readAttest(in *pb.AttestRequest) (out gate.AttestRequest, err error) {
+	if out.Ref, err = readImage("image", in.GetImage()); err != nil {
+		return out, err
+	}
+	out.PredicateType, out.Predicate, out.Name = in.GetPredicateType(), in.GetPredicate(), in.GetName()
+	out.AttachByClient, err = readAttach(in.GetAttach())
+	return out, err
 }
 
 func readVerify(in *pb.VerifyRequest) (out gate.VerifyRequest, err error) {
@@ -228,11 +257,10 @@ func text(v interface{ MarshalText() ([]byte, error) }) string {
 func (s *Server) writeSigned(ctx context.Context, results []gate.Signed) *pb.SignImagesResponse {
 	return &pb.SignImagesResponse{Results: each(results, func(r gate.Signed) *pb.SignedImage {
 		if r.Err != nil {
-			why := refuse(r.Err)
-			s.logRefusal(pb.SigningService_SignImages_FullMethodName, caller(ctx), why, r.Err, 0)
-			return &pb.SignedImage{Image: r.Ref.String(), Refusal: &pb.Refusal{
-				Reason: string(why.Reason), Message: why.Message, Metadata: why.Metadata,
-			}}
+			why := s.writeRefusal(ctx, r.Err)
+			return &pb.SignedImage{Image: r.Ref.String(), Refusal: why, Evidence: each(r.Evidence, func(e gate.SignedEvidence) *pb.SignedEvidence {
+				return &pb.SignedEvidence{PredicateType: e.PredicateType, Name: e.Name, Refusal: why} // refused with its image, and logged with it
+			})}
 		}
 		return &pb.SignedImage{
 			Image: r.Ref.String(), Signature: writeRecord(r.Signature), Provenance: writeRecord(r.Provenance),
@@ -240,14 +268,54 @@ func (s *Server) writeSigned(ctx context.Context, results []gate.Signed) *pb.Sig
 			Digests: each(r.Image.Digests(), attest.Digest.String), Base: writeBase(r.Image.Base),
 			AttachState: attachStates[r.Attach], RepeatedRequest: r.Repeated,
 			Source: r.Build.SourceURI, Ref: r.Build.Ref, Commit: r.Build.Commit, Run: r.Build.RunURI, Builder: r.Builder,
+			Evidence: each(r.Evidence, func(e gate.SignedEvidence) *pb.SignedEvidence { return s.writeEvidence(ctx, e) }),
 		}
 	})}
+}
+
+// writeRefusal logs and renders why a part of a SignImages call was refused.
+func (s *Server) writeRefusal(ctx context.Context, err error) *pb.Refusal {
+	why := refuse(err)
+	s.logRefusal(pb.SigningService_SignImages_FullMethodName, caller(ctx), why, err, 0)
+	return &pb.Refusal{Reason: string(why.Reason), Message: why.Message, Metadata: why.Metadata}
+}
+
+func (s *Server) writeEvidence(ctx context.Context, e gate.SignedEvidence) *pb.SignedEvidence {
+	out := &pb.SignedEvidence{PredicateType: e.PredicateType, Name: e.Name}
+	if e.Err != nil {
+		out.Refusal = s.writeRefusal(ctx, e.Err)
+		return out
+	}
+	out.Record, out.Bundle, out.AttachState, out.RepeatedRequest = writeRecord(e.Record), e.Bundle, attachStates[e.Attach], e.Repeated
+	return out
+}
+
+func writeAttested(e gate.SignedEvidence) *pb.AttestResponse {
+	return &pb.AttestResponse{
+		Record: writeRecord(e.Record), Bundle: e.Bundle, AttachState: attachStates[e.Attach], RepeatedRequest: e.Repeated,
+		Digests: each(e.Image.Digests(), attest.Digest.String),
+	}
 }
 
 var attachStates = map[gate.AttachState]pb.AttachState{
 	gate.Attached:       pb.AttachState_ATTACH_STATE_ATTACHED,
 	gate.AttachPending:  pb.AttachState_ATTACH_STATE_PENDING,
 	gate.AttachByClient: pb.AttachState_ATTACH_STATE_CLIENT,
+}
+
+func writeImports(found gate.Imports) *pb.ImportResponse {
+	return &pb.ImportResponse{
+		Imported: each(found.Imported, func(i gate.Imported) *pb.ImportedEvidence {
+			return &pb.ImportedEvidence{
+				Record: writeRecord(i.Record), Root: i.Said.Root, Form: i.Said.Form, PredicateType: i.Said.PredicateType,
+				Signer: i.Said.Signer.SAN, Issuer: i.Said.Signer.Issuer, Key: i.Said.Signer.Key,
+				SignedAt: i.Said.SignedAt, RepeatedRequest: i.Repeated,
+			}
+		}),
+		Skipped: each(found.Skipped, func(s gate.Skipped) *pb.SkippedEvidence {
+			return &pb.SkippedEvidence{Place: s.Place, Reason: string(s.Reason), Message: printable(s.Message)}
+		}),
+	}
 }
 
 func writeBase(b attest.Base) *pb.BaseImage {
