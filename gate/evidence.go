@@ -15,7 +15,7 @@ import (
 const maxCachedDigests = 4096
 
 // evidenceKinds are the kinds of record that rules judge.
-var evidenceKinds = []attest.RecordKind{attest.KindSignature, attest.KindProvenance}
+var evidenceKinds = []attest.RecordKind{attest.KindSignature, attest.KindProvenance, attest.KindImport}
 
 // evidenceCache keeps verified evidence by image. Records never change, so what
 // was verified once stays verified; only newer records have to be added.
@@ -83,10 +83,15 @@ func (c *evidenceCache) entry(ref attest.ImageRef) *evidenceEntry {
 func (c *evidenceCache) load(ctx context.Context, ref attest.ImageRef, from, to uint64) ([]*verifier.Evidence, error) {
 	var metas []ledger.Meta
 	for _, kind := range evidenceKinds {
+		facets := []attest.Facet{
+			{Name: attest.FacetDigest, Value: ref.Digest.String()}, {Name: attest.FacetRepository, Value: string(ref.Repository)},
+		}
+		if kind == attest.KindImport {
+			// No rule asks for other imports, and they may be large.
+			facets = append(facets, attest.Facet{Name: attest.FacetSays, Value: attest.PredicateSignature})
+		}
 		found, err := findAll(ctx, c.ledger, ledger.Query{
-			Kind: kind, Facets: []attest.Facet{
-				{Name: attest.FacetDigest, Value: ref.Digest.String()}, {Name: attest.FacetRepository, Value: string(ref.Repository)},
-			},
+			Kind: kind, Facets: facets,
 			After: max(from, 1) - 1, Before: to, // record 0 is a policy
 		})
 		if err != nil {

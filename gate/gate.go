@@ -20,9 +20,10 @@ import (
 	"github.com/hallmarkd/hallmark/registry"
 	"github.com/hallmarkd/hallmark/signer"
 	"github.com/hallmarkd/hallmark/verifier"
+	"github.com/hallmarkd/hallmark/verifier/foreign"
 )
 
-// Config is what a gate is made of. Every field but Bases, Images and Step is required.
+// Config is what a gate is made of. Every field but Bases, Foreign, Images and Step is required.
 type Config struct {
 	Service       string // public_url, without a trailing slash
 	Ledger        *ledger.Ledger
@@ -37,6 +38,8 @@ type Config struct {
 	// Images looks an image up and proves its base; nil is Registry.Image. The
 	// benchmark measures signing without a registry through it.
 	Images func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error)
+	// Foreign vouches for evidence that was signed elsewhere; nil vouches for none.
+	Foreign *foreign.Roots
 	// Step is called between any two durable steps of a flow. Tests stop the
 	// process there; otherwise it is nil.
 	Step func(step string)
@@ -50,7 +53,8 @@ type Gate struct {
 	tokens   *tokenBudget
 	evidence *evidenceCache
 	denials  *denialLimit
-	targets  *keyedLocks // one writer at a time for each target tag
+	targets  *keyedLocks   // one writer at a time for each target tag
+	imports  chan struct{} // holds one element for each import under way
 
 	progress progress // of the worker
 	sweeper  sweeper
@@ -65,7 +69,7 @@ func Open(ctx context.Context, cfg Config) (*Gate, error) {
 	}
 	g := &Gate{
 		Config: cfg, tokens: newTokenBudget(cfg.Now), denials: newDenialLimit(cfg.Now),
-		evidence: newEvidenceCache(cfg.Ledger, cfg.Verifier), targets: newKeyedLocks(),
+		evidence: newEvidenceCache(cfg.Ledger, cfg.Verifier), targets: newKeyedLocks(), imports: make(chan struct{}, maxImports),
 	}
 	g.progress.changed = make(chan struct{})
 	if g.Images == nil {
@@ -151,18 +155,27 @@ func share[T any](ctx context.Context, g *Gate, key string, work func(context.Co
 
 // appendGate signs a statement with the gate key, checks it and records it.
 func (g *Gate) appendGate(ctx context.Context, payload []byte) (attest.Record, error) {
-	env, err := g.Signer.SignGate(payload)
-	if err != nil {
-		return attest.Record{}, fmt.Errorf("signing with the gate key: %w", err)
-	}
-	if err := g.Verifier.Envelope(env); err != nil {
-		return attest.Record{}, fmt.Errorf("checking our own signature: %w", err)
-	}
-	recs, err := g.Ledger.Append(ctx, ledger.Entry{Envelope: env})
+	recs, err := g.appendAll(ctx, [][]byte{payload})
 	if err != nil {
 		return attest.Record{}, err
 	}
 	return recs[0], nil
+}
+
+// appendAll is appendGate for several statements, which share one checkpoint.
+func (g *Gate) appendAll(ctx context.Context, payloads [][]byte) ([]attest.Record, error) {
+	entries := make([]ledger.Entry, len(payloads))
+	for i, payload := range payloads {
+		env, err := g.Signer.SignGate(payload)
+		if err != nil {
+			return nil, fmt.Errorf("signing with the gate key: %w", err)
+		}
+		if err := g.Verifier.Envelope(env); err != nil {
+			return nil, fmt.Errorf("checking our own signature: %w", err)
+		}
+		entries[i] = ledger.Entry{Envelope: env}
+	}
+	return g.Ledger.Append(ctx, entries...)
 }
 
 // Ready reports why the gate refuses everything, or nil.

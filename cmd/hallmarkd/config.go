@@ -21,6 +21,7 @@ import (
 	"github.com/hallmarkd/hallmark/identity"
 	"github.com/hallmarkd/hallmark/policy"
 	"github.com/hallmarkd/hallmark/registry"
+	"github.com/hallmarkd/hallmark/verifier/foreign"
 )
 
 // config is the configuration file (docs/configuration.md). Secrets are never in
@@ -35,6 +36,10 @@ type config struct {
 	Mirrors    []mirrorConfig    `yaml:"mirrors"`
 	Bases      *basesConfig      `yaml:"bases"`
 	Policy     string            `yaml:"policy"`
+	// Who else is believed about what they signed elsewhere.
+	ForeignRoots []foreignRootConfig `yaml:"foreign_roots"`
+
+	foreign *foreign.Roots // ForeignRoots as they were opened
 }
 
 type tlsConfig struct {
@@ -55,6 +60,14 @@ type registryConfig struct {
 type credentialsConfig struct {
 	File   string `yaml:"file,omitempty"`
 	Helper string `yaml:"helper,omitempty"`
+}
+
+type foreignRootConfig struct {
+	Name           string `yaml:"name"`
+	TrustedRoot    string `yaml:"trusted_root,omitempty"`
+	Key            string `yaml:"key,omitempty"`
+	Log            string `yaml:"log,omitempty"`
+	CertificateLog string `yaml:"certificate_log,omitempty"`
 }
 
 type mirrorConfig struct {
@@ -102,6 +115,10 @@ func loadConfig(path string) (config, error) {
 	for i := range c.Registries {
 		r := &c.Registries[i]
 		r.CAFile, r.Credentials.File = beside(dir, r.CAFile), beside(dir, r.Credentials.File)
+	}
+	for i := range c.ForeignRoots {
+		r := &c.ForeignRoots[i]
+		r.TrustedRoot, r.Key = beside(dir, r.TrustedRoot), beside(dir, r.Key)
 	}
 	if err := c.check(); err != nil {
 		return config{}, attest.Errorf(attest.BadConfig, "%s: %w", path, err)
@@ -174,9 +191,23 @@ func (c config) registryConfig() registry.Config {
 	return out
 }
 
+// foreignRoots opens the foreign roots.
+func (c config) foreignRoots() (*foreign.Roots, error) {
+	var out []foreign.Root
+	for _, r := range c.ForeignRoots {
+		out = append(out, foreign.Root{
+			Name: r.Name, TrustedRoot: r.TrustedRoot, Key: r.Key, Log: r.Log, CertificateLog: r.CertificateLog,
+		})
+	}
+	return foreign.Open(out)
+}
+
 // known is what the policy may refer to.
 func (c config) known() policy.Known {
-	k := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Service: c.PublicURL}
+	k := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Roots: map[string]bool{}, Service: c.PublicURL}
+	for _, r := range c.ForeignRoots {
+		k.Roots[r.Name] = true
+	}
 	for _, i := range c.Issuers {
 		k.Issuers[i.Name], k.IssuerURLs[i.Name] = cmp.Or(i.Kind, attest.Workload), i.KnownIssuer()
 	}
@@ -198,6 +229,9 @@ func (c config) recorded() (json.RawMessage, error) {
 	var keys map[string]any
 	if err := yaml.Unmarshal(text, &keys); err != nil {
 		return nil, err
+	}
+	if roots := c.foreign.Describe(); len(roots) > 0 {
+		keys["foreign_roots"] = roots // with the digests of their files
 	}
 	return json.Marshal(keys)
 }

@@ -161,6 +161,9 @@ func open(ctx context.Context, c config, log *slog.Logger) (s stack, err error) 
 			s.close(log)
 		}
 	}()
+	if c.foreign, err = c.foreignRoots(); err != nil {
+		return s, err
+	}
 	rules, err := policy.Load(c.Policy, c.known())
 	if err != nil {
 		return s, err
@@ -194,7 +197,7 @@ func open(ctx context.Context, c config, log *slog.Logger) (s stack, err error) 
 	}
 	s.gate, err = gate.Open(ctx, gate.Config{
 		Service: c.PublicURL, Ledger: s.ledger, Signer: s.signer, Verifier: check, Registry: reg, Policy: rules,
-		Configuration: recorded, Now: time.Now, Logger: log, Bases: bases,
+		Configuration: recorded, Now: time.Now, Logger: log, Bases: bases, Foreign: c.foreign,
 	})
 	if err != nil {
 		return s, err
