@@ -235,8 +235,12 @@ func (r *result) link1(i int, l linkInfo) {
 	if l.Base.Grade != "" {
 		known = "  (" + gradeText(attest.Grade(l.Base.Grade)) + ")"
 	}
-	r.field("base", "%s", orElse(imageName(l.Base.Repository, l.Base.Tag, l.Base.Digest), "none that has a name"))
-	r.mark(baseTones[attest.BaseResult(l.Base.Result)], "  %s %s%s", pad(l.Base.Result, 10), l.Base.how(), known)
+	name := imageName(l.Base.Repository, l.Base.Tag, l.Base.Digest)
+	if l.Base.Result == string(attest.Scratch) {
+		name = "scratch"
+	}
+	r.field("base", "%s", orElse(name, "none that has a name"))
+	r.mark(baseTones[attest.BaseResult(l.Base.Result)], "  %s %s [%s]%s", pad("how", 10), l.Base.how(), l.Base.Result, known)
 	r.proof(l.Base)
 	switch l.KnownFrom {
 	case "record":
@@ -245,7 +249,24 @@ func (r *result) link1(i int, l linkInfo) {
 		r.field("known from", "the registry, asked just now")
 	}
 	if f := l.Freshness; f != nil {
-		r.field("freshness", "%s  %s%s", f.State, orElse(freshWords[attest.Freshness(f.State)], "a state that this client does not know"), f.detail())
+		r.freshness(f)
+	}
+}
+
+func (r *result) freshness(f *freshInfo) {
+	text := orElse(freshWords[attest.Freshness(f.State)], "a state that this client does not know")
+	if f.Detail != "" {
+		text += ": " + f.Detail
+	}
+	r.field("freshness", "%s [%s]", text, f.State)
+	if f.State != string(attest.Fresh) {
+		r.field("tag names", "%s", f.Current)
+	}
+	switch {
+	case f.Since != "" && f.Checked != "":
+		r.field("seen", "so since %s, last %s", f.Since, f.Checked)
+	case f.Checked != "":
+		r.field("seen", "%s", f.Checked)
 	}
 }
 
@@ -274,21 +295,4 @@ func (r *result) proof(b *baseInfo) {
 	for _, e := range b.Equivalents {
 		r.field("same as", "%s, whose layers are the very same", e)
 	}
-}
-
-func (f *freshInfo) detail() string {
-	s := ""
-	if f.Detail != "" {
-		s += ": " + f.Detail
-	}
-	if f.Current != "" && f.State != string(attest.Fresh) {
-		s += "; the tag names " + f.Current
-	}
-	if f.Since != "" {
-		s += "; so since " + f.Since
-	}
-	if f.Checked != "" {
-		s += "; checked " + f.Checked
-	}
-	return s
 }

@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 // image is what most tests are about.
 const image = "registry.example.com/payments/api@sha256:9f3c0e5b4f6a7d8c9e0f1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f"
 
+// other is a second image.
+const other = "registry.example.com/payments/other@sha256:abababababababababababababababababababababababababababababababab"
+
 // TestScripts runs the command as users do. Besides the usual ones the scripts
 // have these commands:
 //
@@ -44,7 +47,7 @@ func TestScripts(t *testing.T) {
 			env.Values["peer"], env.Values["t"] = p, tt
 			env.Vars = append(env.Vars,
 				"HALLMARK_SERVER="+p.url,
-				"HALLMARK_IDENTITY_TOKEN="+jwt(testkit.Service), "OTHER_TOKEN="+jwt("https://elsewhere.example.com"),
+				"HALLMARK_IDENTITY_TOKEN="+jwt(testkit.Service), "SERVICE_TOKEN="+jwt(testkit.Service), "OTHER="+other, "OTHER_TOKEN="+jwt("https://elsewhere.example.com"),
 				"XDG_CONFIG_HOME="+env.WorkDir+"/config", "IMAGE="+image, "HEX="+image[strings.LastIndexByte(image, ':')+1:],
 				"FINGERPRINT="+p.notary.Signer.Fingerprint(), "GITHUB_TOKENS="+gitHubTokens(tt),
 				"SAN="+job.SAN, "ISSUER="+job.Issuer, "CI=", "GITHUB_ACTIONS=", "GITLAB_CI=")

@@ -57,6 +57,7 @@ type peer struct {
 	attach  hallmarkv1.AttachState // that SignImages answers
 	tamper  func([]byte) []byte    // of every bundle on its way out
 	alter   func(*hallmarkv1.SignedImage)
+	replace func([]byte) []byte // of every predicate before it is signed
 }
 
 // startPeer serves on loopback until the test ends; with TLS when config is set.
@@ -208,13 +209,42 @@ func (s signingPeer) SignImages(_ context.Context, req *hallmarkv1.SignImagesReq
 		if err != nil {
 			return nil, status.Error(codes.InvalidArgument, err.Error())
 		}
-		resp.Results = append(resp.Results, s.p.sign(s.t, ref, in.GetBase()))
+		resp.Results = append(resp.Results, s.p.sign(s.t, ref, in, req))
 	}
 	return resp, nil
 }
 
+func (s signingPeer) Attest(_ context.Context, req *hallmarkv1.AttestRequest) (*hallmarkv1.AttestResponse, error) {
+	ref, err := attest.ParseImageRef(req.GetImage())
+	if err != nil {
+		return nil, status.Error(codes.InvalidArgument, err.Error())
+	}
+	rec, raw := s.p.attestation(s.t, ref, req.GetPredicateType(), req.GetName(), req.GetPredicate())
+	s.p.mu.Lock()
+	defer s.p.mu.Unlock()
+	return &hallmarkv1.AttestResponse{Record: rec, Bundle: raw, AttachState: s.p.attach, Digests: []string{ref.Digest.String()}}, nil
+}
+
+// attestation signs and logs other evidence as the service does.
+func (p *peer) attestation(t testing.TB, ref attest.ImageRef, predicateType, name string, predicate []byte) (*hallmarkv1.Record, []byte) {
+	p.mu.Lock()
+	if p.replace != nil {
+		predicate = p.replace(predicate)
+	}
+	p.mu.Unlock()
+	statement, err := attest.EvidenceStatement(attest.EvidenceInput{
+		Image: attest.Image{Ref: ref}, PredicateType: predicateType, Predicate: predicate, Name: name, Signer: job,
+		Request: attest.EvidenceKey(ref, job, predicateType, name, predicate),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.record(t, ref, statement, &job)
+}
+
 // sign signs and logs as the service does.
-func (p *peer) sign(t testing.TB, ref attest.ImageRef, hint string) *hallmarkv1.SignedImage {
+func (p *peer) sign(t testing.TB, ref attest.ImageRef, in *hallmarkv1.SignImage, req *hallmarkv1.SignImagesRequest) *hallmarkv1.SignedImage {
+	hint := in.GetBase()
 	img := attest.Image{Ref: ref, Base: attest.Base{Result: attest.Unclaimed}}
 	out := &hallmarkv1.SignedImage{Image: ref.String(), Digests: []string{ref.Digest.String()}, Base: &hallmarkv1.BaseImage{Result: string(attest.Unclaimed)}}
 	if hint != "" {
@@ -230,7 +260,25 @@ func (p *peer) sign(t testing.TB, ref attest.ImageRef, hint string) *hallmarkv1.
 		t.Fatal(err)
 	}
 	out.Signature, out.SignatureBundle = p.record(t, ref, statement, &job)
-	out.Provenance, out.ProvenanceBundle = p.record(t, ref, testkit.ProvenanceStatement(t, job, img), &job)
+	provenance, err := attest.ProvenanceStatement(attest.ProvenanceInput{
+		Service: testkit.Service, Image: img, Builder: job, BaseHint: hint, Facts: in.GetFacts(),
+		Request: attest.SignKey(ref, job, hint, in.GetFacts()), Finished: time.Now(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out.Provenance, out.ProvenanceBundle = p.record(t, ref, provenance, &job)
+	for _, e := range req.GetEvidence() {
+		if len(e.GetImages()) > 0 && !slices.Contains(e.GetImages(), ref.String()) {
+			continue
+		}
+		rec, raw := p.attestation(t, ref, e.GetPredicateType(), e.GetName(), e.GetPredicate())
+		signed := &hallmarkv1.SignedEvidence{PredicateType: e.GetPredicateType(), Name: e.GetName(), Record: rec, AttachState: p.attach}
+		if p.attach == hallmarkv1.AttachState_ATTACH_STATE_CLIENT {
+			signed.Bundle = raw
+		}
+		out.Evidence = append(out.Evidence, signed)
+	}
 	b := job.Build
 	out.Source, out.Ref, out.Commit, out.Run = b.SourceURI, b.Ref, b.Commit, b.RunURI
 	out.Builder = attest.BuilderID(testkit.Service, job)

@@ -50,7 +50,7 @@ func TestAgainstTheService(t *testing.T) {
 		contains(do(exitOK, s.PromoterToken(), "promote", ref, "--to-stage", stage, "--version", "1.0.0"), "ALLOWED", "now in "+stage)
 		contains(do(exitOK, job, "verify", ref, "--stage", stage), "ALLOWED")
 	}
-	contains(do(exitOK, auditor, "provenance", ref), testkit.Commit+"  (from the CI system's signed token)", "proved: its one layer is the image's first", "(read from the registry)")
+	contains(do(exitOK, auditor, "provenance", ref), testkit.Commit+"  (claim: from the CI system's signed token)", "proved: its one layer is the image's first", "(registry: read from the registry)")
 	contains(do(exitOK, auditor, "history", ref), "signature", "provenance", "promotion", "denial")
 	contains(do(exitOK, job, "stages"), ref[strings.Index(ref, "@")+1:], "DONE")
 	do(exitNotFound, s.PromoterToken(), "promote", ref, "--to-stage", "nowhere")
