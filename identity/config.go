@@ -301,7 +301,7 @@ func (i *issuer) checkName() error {
 
 func (i *issuer) checkURLs() error {
 	iss := i.Issuer.Issuer
-	if err := checkURL(iss, i.PlainHTTP); err != nil && !i.withoutIss() {
+	if err := checkURL(iss, i.PlainHTTP); err != nil && (i.Provider != spiffe || !strings.HasPrefix(iss, spiffeScheme)) {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	if i.JWKSURI != "" {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	jose "github.com/go-jose/go-jose/v4"
+	"github.com/titanous/rocacheck"
 
 	"github.com/hallmarkd/hallmark/attest"
 )
@@ -389,6 +390,18 @@ func parseKeys(body []byte, use []string) ([]key, error) {
 	return keys, nil
 }
 
+// weakness says why an RSA key proves nothing: its private key can be computed.
+// "" is none.
+func weakness(k *rsa.PublicKey) string {
+	switch {
+	case k.N.BitLen() < minRSABits:
+		return fmt.Sprintf("has %d bits, fewer than %d", k.N.BitLen(), minRSABits)
+	case rocacheck.IsWeak(k):
+		return "was made by a chip that makes weak ones (ROCA, CVE-2017-15361)"
+	}
+	return ""
+}
+
 // parseKey reads one JWK. What cannot be used stays in the list with the reason.
 func parseKey(raw []byte, use []string) key {
 	var meta struct {
@@ -416,8 +429,8 @@ func parseKey(raw []byte, use []string) key {
 		k.public = jwk.Key
 	}
 	// go-jose refuses moduli so large that verifying with them would be an attack.
-	if rsaKey, ok := k.public.(*rsa.PublicKey); ok && rsaKey.N.BitLen() < minRSABits {
-		k.problem = fmt.Sprintf("has %d bits, fewer than %d", rsaKey.N.BitLen(), minRSABits)
+	if rsaKey, ok := k.public.(*rsa.PublicKey); ok {
+		k.problem = weakness(rsaKey)
 	}
 	return k
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	jose "github.com/go-jose/go-jose/v4"
@@ -33,6 +34,8 @@ const (
 	useJWTSVID  = "jwt-svid"
 )
 
+const spiffeScheme = "spiffe://"
+
 // maxChain is the number of certificates that a caller may send.
 const maxChain = 8
 
@@ -51,7 +54,7 @@ type bundle struct {
 // withoutIss reports whether the issuer's tokens have no iss: then the trust
 // domain of sub selects it, and issuer is that domain's SPIFFE ID.
 func (i *issuer) withoutIss() bool {
-	return i.Provider == spiffe && i.Issuer.Issuer == "spiffe://"+i.TrustDomain
+	return i.Provider == spiffe && i.Issuer.Issuer == spiffeScheme+i.TrustDomain
 }
 
 // keyUse says what use a key of the issuer may have (RFC 7517, section 4.2).
@@ -80,6 +83,8 @@ func (i *issuer) checkSPIFFE() error {
 		}
 	}
 	switch {
+	case strings.HasPrefix(i.Issuer.Issuer, spiffeScheme) && !i.withoutIss():
+		return fmt.Errorf("issuer: %q is not %s, nor the https URL that tokens of the trust domain have as iss", i.Issuer.Issuer, spiffeScheme+i.TrustDomain)
 	case i.withoutIss() && i.BundleFile == "" && i.JWKSURI == "":
 		return errors.New("bundle_file: give the trust domain's bundle, or the jwks_uri of its bundle endpoint")
 	case i.X509SVID && i.BundleFile == "":
@@ -257,7 +262,7 @@ func badCertificate(format string, args ...any) error {
 func strong(public any) bool {
 	switch k := public.(type) {
 	case *rsa.PublicKey:
-		return k.N.BitLen() >= minRSABits
+		return weakness(k) == ""
 	case *ecdsa.PublicKey:
 		return k.Curve.Params().BitSize >= 256
 	case ed25519.PublicKey:
