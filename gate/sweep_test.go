@@ -144,10 +144,9 @@ func TestSweepLeavesBusyRegistriesAlone(t *testing.T) {
 	if wait := g.Sweep(t.Context()).Sub(c.Now()); wait < 19*time.Minute || wait > 20*time.Minute {
 		t.Errorf("it comes back in %v", wait)
 	}
-	if f.mu.Lock(); len(f.asked) != 1 {
-		t.Errorf("it asked a registry that is busy %v", f.asked)
+	if asked := f.take(); len(asked) != 0 {
+		t.Errorf("it asked a registry that refused the first ping %v", asked)
 	}
-	f.mu.Unlock()
 	if b := sign(t, s, s.Token(nil), pushSilently(t, s, other, "acme/api").ImageRef).Image.Base; b.Result != attest.Matched || b.Repository != other.Repository {
 		t.Errorf("the other registry was not asked: %+v", b)
 	}
