@@ -149,6 +149,18 @@ func (h audit) GetDecision(ctx context.Context, in *pb.GetDecisionRequest) (*pb.
 	return &pb.GetDecisionResponse{Decision: h.s.writeDecision(d)}, nil
 }
 
+func (h audit) GetBase(ctx context.Context, in *pb.GetBaseRequest) (*pb.GetBaseResponse, error) {
+	ref, err := readImage("image", in.GetImage())
+	if err != nil {
+		return nil, err
+	}
+	chain, size, err := h.s.gate.Base(ctx, caller(ctx), ref)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.GetBaseResponse{Chain: each(chain, writeLink), LogSize: number(size)}, nil
+}
+
 type trust struct {
 	pb.UnimplementedTrustServiceServer
 	s *Server

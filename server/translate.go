@@ -324,11 +324,28 @@ func writeBase(b attest.Base) *pb.BaseImage {
 		layers = max(layers, p.Layers)
 	}
 	return &pb.BaseImage{
-		Result: string(b.Result), Repository: string(b.Repository), Tag: b.Tag, Digest: text(b.Digest),
-		Layers: int32(min(layers, math.MaxInt32)),
+		Result: string(b.Result), Repository: string(b.Repository), Tag: b.Tag, Digest: text(b.Digest), Grade: string(b.Result.Grade()),
+		Layers: writeLayers(layers),
 		Claims: each(b.Claims, func(c attest.BaseClaim) *pb.BaseClaim {
 			return &pb.BaseClaim{From: c.From, Name: c.Name, Digest: text(c.Digest), Result: string(c.Result), Detail: c.Detail}
 		}),
+		Platforms: each(b.Platforms, func(p attest.BasePart) *pb.BasePart {
+			return &pb.BasePart{Platform: p.Platform, Image: text(p.Image), Base: text(p.Base), Layers: writeLayers(p.Layers)}
+		}),
+		Equivalents: each(b.Equivalents, func(n attest.BaseName) *pb.BaseName {
+			return &pb.BaseName{Repository: string(n.Repository), Tag: n.Tag, Digest: text(n.Digest)}
+		}),
+	}
+}
+
+func writeLayers(n int) int32 { return int32(min(n, math.MaxInt32)) }
+
+func writeLink(l gate.BaseLink) *pb.BaseLink {
+	return &pb.BaseLink{
+		Image: l.Ref.String(), Base: writeBase(l.Base), KnownFrom: l.KnownFrom, Record: text(l.Record),
+		Signed: l.Signed, ProvenanceSummary: l.Summary, Stages: l.Stages,
+		Freshness: string(l.State.Freshness), Current: text(l.State.Current), Checked: when(l.State.Checked), Since: when(l.State.Since),
+		FreshnessDetail: printable(l.State.Detail),
 	}
 }
 
