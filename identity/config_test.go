@@ -20,6 +20,13 @@ func TestNew(t *testing.T) {
 	github := identity.Issuer{Name: "github", Provider: "github", Issuer: "https://token.actions.githubusercontent.com", Owners: []string{"9919"}}
 	corp := identity.Issuer{Name: "corp", Provider: "generic", Kind: attest.Person, Issuer: "https://sso.example.com/realms/a", Claims: map[string]string{"groups": "groups"}}
 	ci := identity.Issuer{Name: "ci", Provider: "generic", Issuer: "https://ci.example.com", Claims: map[string]string{"repository": "repo", "owner_id": "org"}}
+	gitlab := identity.Issuer{Name: "gitlab", Provider: "gitlab", Issuer: "https://gitlab.com", Owners: []string{"7221"}}
+	const organization = "f892efa9-103e-4d28-97a1-3b8616a0994d"
+	kite := identity.Issuer{
+		Name: "kite", Provider: "buildkite", Issuer: "https://agent.buildkite.com", Owners: []string{organization},
+		Pipelines: map[string]identity.Pipeline{"0184990a-4782-42b5-afc1-16715b10b1a0": {Repository: "https://github.com/acme/api"}},
+	}
+	reusable := identity.ReusableWorkflow{Workflow: "acme/pipelines/.github/workflows/image.yml", Commits: []string{commit}}
 	noPEM := filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(noPEM, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
@@ -43,7 +50,9 @@ func TestNew(t *testing.T) {
 		{"issuer with trailing slash", change(corp, func(i *identity.Issuer) { i.Issuer = "https://acme.auth.example.com/" }), ""},
 		{"issuer on IPv6 loopback", change(ci, func(i *identity.Issuer) { i.Issuer, i.PlainHTTP = "http://[::1]:8080", true }), ""},
 		{"own audience", change(ci, func(i *identity.Issuer) { i.Audience = "hallmark" }), ""},
-		{"shared audience and age", change(ci, func(i *identity.Issuer) { i.Audience, i.MaxAge, i.Replay = "api://AzureADTokenExchange", 5*time.Minute, "once" }), ""},
+		{"shared audience and age", change(ci, func(i *identity.Issuer) {
+			i.Audience, i.MaxAge, i.Replay = "api://AzureADTokenExchange", 5*time.Minute, "once"
+		}), ""},
 		{"template", change(ci, func(i *identity.Issuer) { i.SAN = "https://ci.example.com/{repository}/-/{sub}" }), ""},
 
 		{"no name", change(ci, func(i *identity.Issuer) { i.Name = "" }), "name:"},
@@ -111,6 +120,110 @@ func TestNew(t *testing.T) {
 		}), "server_url:"},
 		{"server URL that nothing uses", change(corp, func(i *identity.Issuer) { i.ServerURL = "https://git.example.com" }), "server_url:"},
 		{"server URL beside a source", change(ci, func(i *identity.Issuer) { i.ServerURL = "https://git.example.com"; i.Claims["source_uri"] = "src" }), "server_url:"},
+
+		{"GHES without URL", change(github, func(i *identity.Issuer) { i.Issuer = "https://git.example.com/_services/token"; i.Owners = nil }), ""},
+		{"GHE.com", change(github, func(i *identity.Issuer) { i.Issuer = "https://token.actions.octocorp.ghe.com" }), ""},
+		{"GHES for another server", change(github, func(i *identity.Issuer) {
+			i.Issuer, i.ServerURL = "https://git.example.com/_services/token", "https://git2.example.com"
+		}), "server_url:"},
+		{"GHE.com for another tenant", change(github, func(i *identity.Issuer) {
+			i.Issuer, i.ServerURL = "https://token.actions.octocorp.ghe.com", "https://acme.ghe.com"
+		}), "server_url:"},
+		{"A10 deeper than an enterprise", change(github, func(i *identity.Issuer) { i.Issuer += "/acme/x"; i.ServerURL = "https://github.com" }), "server_url:"},
+		{"A10 GHE.com of two labels", change(github, func(i *identity.Issuer) { i.Issuer = "https://token.actions.a.b.ghe.com" }), "server_url:"},
+		{"GHE.com as generic", change(ci, func(i *identity.Issuer) { i.Issuer = "https://token.actions.octocorp.ghe.com" }), "provider:"},
+		{"other server as gitlab.com", change(github, func(i *identity.Issuer) { i.Issuer, i.ServerURL = "https://git.example.com/t", "https://gitlab.com" }), "server_url:"},
+
+		{"reusable workflow", change(github, func(i *identity.Issuer) { i.ReusableWorkflows = []identity.ReusableWorkflow{reusable} }), ""},
+		{"B04 reusable workflow of generic", change(ci, func(i *identity.Issuer) { i.ReusableWorkflows = []identity.ReusableWorkflow{reusable} }), "reusable_workflows:"},
+		{"B04 reusable workflow of gitlab", change(gitlab, func(i *identity.Issuer) { i.ReusableWorkflows = []identity.ReusableWorkflow{reusable} }), "reusable_workflows:"},
+		{"B04 reusable workflow without commits", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: reusable.Workflow}}
+		}), "commits:"},
+		{"B04 reusable workflow at a tag", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: reusable.Workflow, Commits: []string{"v1"}}}
+		}), "commits:"},
+		{"B04 reusable workflow at a short commit", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: reusable.Workflow, Commits: []string{commit[:12]}}}
+		}), "commits:"},
+		{"B04 reusable workflow with its ref", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: reusable.Workflow + "@refs/tags/v1", Commits: reusable.Commits}}
+		}), "workflow:"},
+		{"B11 pattern of reusable workflows", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: "acme/pipelines/.github/workflows/*", Commits: reusable.Commits}}
+		}), "workflow:"},
+		{"B11 repository for a reusable workflow", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: "acme/pipelines", Commits: reusable.Commits}}
+		}), "workflow:"},
+		{"B10 inputs of another word", change(github, func(i *identity.Issuer) {
+			i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: reusable.Workflow, Commits: reusable.Commits, Inputs: "some"}}
+		}), "inputs:"},
+		{"reusable workflow twice", change(github, func(i *identity.Issuer) { i.ReusableWorkflows = []identity.ReusableWorkflow{reusable, reusable} }), "twice"},
+
+		{"gitlab", []identity.Issuer{gitlab}, ""},
+		{"gitlab, self-managed", change(gitlab, func(i *identity.Issuer) { i.Issuer, i.Owners = "https://git.example.com", nil }), ""},
+		{"B03 gitlab.com without owners", change(gitlab, func(i *identity.Issuer) { i.Owners = nil }), "owners:"},
+		{"B03 GitLab owner by name", change(gitlab, func(i *identity.Issuer) { i.Owners = []string{"acme"} }), "owners:"},
+		{"gitlab.com as generic", change(ci, func(i *identity.Issuer) { i.Issuer = "https://gitlab.com" }), "provider:"},
+		{"gitlab.com as github", change(github, func(i *identity.Issuer) { i.Issuer = "https://gitlab.com" }), "provider:"},
+		{"public GitHub as gitlab", change(gitlab, func(i *identity.Issuer) { i.Issuer = github.Issuer }), "provider:"},
+		{"gitlab.com for another server", change(gitlab, func(i *identity.Issuer) { i.ServerURL = "https://git.example.com" }), "server_url:"},
+		{"other server as gitlab.com, by gitlab", change(gitlab, func(i *identity.Issuer) { i.Issuer, i.ServerURL = "https://git.example.com", "https://gitlab.com" }), "server_url:"},
+		{"GitLab speaks for GitHub", change(gitlab, func(i *identity.Issuer) { i.Issuer, i.ServerURL = "https://git.example.com", "https://github.com" }), "server_url:"},
+		{"GitLab persons", change(gitlab, func(i *identity.Issuer) { i.Kind = attest.Person; i.Owners = nil }), "kind:"},
+		{"GitLab with mapping", change(gitlab, func(i *identity.Issuer) { i.Claims = map[string]string{"commit": "x"} }), "claims:"},
+		{"GitLab with template", change(gitlab, func(i *identity.Issuer) { i.SAN = "https://x.example.com/{sub}" }), "san:"},
+		{"B10 GitLab with requirements", change(gitlab, func(i *identity.Issuer) { i.Require = map[string][]string{"ref_protected": {"true"}} }), "require:"},
+		{"B10 GitLab with events", change(gitlab, func(i *identity.Issuer) { i.Events = []string{"push"} }), "events:"},
+
+		{"buildkite", []identity.Issuer{kite}, ""},
+		{"B03 Buildkite without owners", change(kite, func(i *identity.Issuer) { i.Owners = nil }), "owners:"},
+		{"B03 Buildkite owner by slug", change(kite, func(i *identity.Issuer) { i.Owners = []string{"acme-inc"} }), "owners:"},
+		{"Buildkite without pipelines", change(kite, func(i *identity.Issuer) { i.Pipelines = nil }), "pipelines:"},
+		{"B03 pipeline by slug", change(kite, func(i *identity.Issuer) {
+			i.Pipelines = map[string]identity.Pipeline{"app": {Repository: "https://github.com/acme/api"}}
+		}), "UUID"},
+		{"pipeline without repository", change(kite, func(i *identity.Issuer) { i.Pipelines = map[string]identity.Pipeline{organization: {}} }), "repository:"},
+		{"pipeline of a host", change(kite, func(i *identity.Issuer) {
+			i.Pipelines = map[string]identity.Pipeline{organization: {Repository: "https://github.com"}}
+		}), "repository:"},
+		{"pipeline with slash at the end", change(kite, func(i *identity.Issuer) {
+			i.Pipelines = map[string]identity.Pipeline{organization: {Repository: "https://github.com/acme/api/"}}
+		}), "repository:"},
+		{"pipeline over ssh", change(kite, func(i *identity.Issuer) {
+			i.Pipelines = map[string]identity.Pipeline{organization: {Repository: "git@github.com:acme/api.git"}}
+		}), "repository:"},
+		{"pipelines of github", change(github, func(i *identity.Issuer) { i.Pipelines = kite.Pipelines }), "pipelines:"},
+		{"Buildkite as generic", change(ci, func(i *identity.Issuer) { i.Issuer = "https://agent.buildkite.com" }), "provider:"},
+		{"Buildkite for another server", change(kite, func(i *identity.Issuer) { i.ServerURL = "https://ci.example.com" }), "server_url:"},
+		{"another server as Buildkite", change(kite, func(i *identity.Issuer) { i.Issuer, i.ServerURL = "https://ci.example.com", "https://buildkite.com" }), "server_url:"},
+		{"another Buildkite without URL", change(kite, func(i *identity.Issuer) { i.Issuer = "https://ci.example.com" }), "server_url:"},
+		{"Buildkite persons", change(kite, func(i *identity.Issuer) { i.Kind = attest.Person; i.Owners = nil }), "kind:"},
+
+		{"replay job", change(github, func(i *identity.Issuer) { i.Replay = "job" }), ""},
+		{"replay once", change(github, func(i *identity.Issuer) { i.Replay = "once" }), ""},
+		{"B13 replay of another word", change(github, func(i *identity.Issuer) { i.Replay = "never" }), "replay:"},
+		{"B13 replay of persons", change(corp, func(i *identity.Issuer) { i.Replay = "once" }), "replay:"},
+		{"B13 shared audience for any use", change(ci, func(i *identity.Issuer) { i.Audience, i.MaxAge = "api://AzureADTokenExchange", time.Minute }), "replay: once"},
+		{"B13 shared audience for a job", change(ci, func(i *identity.Issuer) { i.Audience, i.MaxAge, i.Replay = "sigstore", time.Minute, "job" }), "replay: once"},
+
+		{"requirement", change(ci, func(i *identity.Issuer) { i.Require = map[string][]string{"oidc.circleci.com/ssh-rerun": {"false"}} }), ""},
+		{"A23 requirement of nothing", change(ci, func(i *identity.Issuer) { i.Require = map[string][]string{"x": nil} }), "require: x:"},
+		{"A23 requirement of the empty text", change(ci, func(i *identity.Issuer) { i.Require = map[string][]string{"x": {""}} }), "require: x:"},
+		{"A23 requirement of no claim", change(ci, func(i *identity.Issuer) { i.Require = map[string][]string{"": {"x"}} }), "require:"},
+		{"B10 events that nothing maps", change(ci, func(i *identity.Issuer) { i.Events = []string{"push"} }), "events:"},
+		{"B10 events of persons", change(corp, func(i *identity.Issuer) { i.Events = []string{"push"} }), "events:"},
+		{"mapping by template", change(ci, func(i *identity.Issuer) {
+			i.Claims["ref"], i.Claims["run_uri"] = "refs/heads/{b}", "https://ci.example.com/{a/b.c}/{d}"
+		}), ""},
+		{"mapping with an open brace", change(ci, func(i *identity.Issuer) { i.Claims["ref"] = "refs/heads/{b" }), "claims: ref:"},
+		{"mapping with an empty brace", change(ci, func(i *identity.Issuer) { i.Claims["ref"] = "refs/heads/{}" }), "claims: ref:"},
+		{"mapping with nested braces", change(ci, func(i *identity.Issuer) { i.Claims["ref"] = "refs/heads/{{b}}" }), "claims: ref:"},
+		{"B12 mapping of two into a text", change(ci, func(i *identity.Issuer) { i.Claims["ref"] = "refs/{a}/{b}" }), "claims: ref:"},
+		{"B12 mapping of two into a segment", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "https://ci.example.com/{a}-{b}" }), "claims: run_uri:"},
+		{"mapping into a URI without TLS", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "http://{a}" }), "claims: run_uri:"},
+		{"mapping of the scheme", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "{a}://x" }), "claims: run_uri:"},
+		{"mapping into groups", change(corp, func(i *identity.Issuer) { i.Claims["groups"] = "g-{a}" }), "claims: groups:"},
 
 		{"B10 unknown field", change(ci, func(i *identity.Issuer) { i.Claims["comit"] = "sha" }), `"comit"`},
 		{"B10 Go name of a field", change(ci, func(i *identity.Issuer) { i.Claims["Commit"] = "sha" }), `"Commit"`},

@@ -185,8 +185,8 @@ func (i *issuer) configURI(claim string) (string, error) {
 	_, host, _ := strings.Cut(i.ServerURL, "://")
 	rest, ok := strings.CutPrefix(claim, host+"/")
 	project, file, split := strings.Cut(rest, "//")
-	_, ref, _ := strings.Cut(file, "@")
-	if !ok || !split || !gitLabPath.MatchString(project) || !cleanPath(rest[:len(project)]) || !cleanPath(file) || !strings.Contains("@"+ref, "@refs/") {
+	path, ref, _ := strings.Cut(file, "@")
+	if !ok || !split || path == "" || !gitLabPath.MatchString(project) || !cleanPath(rest[:len(project)]) || !cleanPath(file) || !strings.Contains("@"+ref, "@refs/") {
 		return "", attest.Errorf(attest.TokenClaims, "the token's claim \"ci_config_ref_uri\" is not %s/PROJECT//FILE@refs/…: if that is another server, set server_url", host)
 	}
 	return i.ServerURL + "/" + rest, nil
