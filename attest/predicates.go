@@ -115,6 +115,8 @@ func plainest(uri string) string {
 		switch {
 		case r == '\\':
 			return '/'
+		case r == '\u3002': // ideographic full stop, a dot of host names (UTS 46)
+			return '.'
 		case unicode.IsSpace(r), unicode.IsControl(r), unicode.Is(unicode.Cf, r):
 			return -1
 		}
