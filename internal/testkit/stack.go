@@ -38,6 +38,7 @@ import (
 	"github.com/hallmarkd/hallmark/server"
 	"github.com/hallmarkd/hallmark/signer"
 	"github.com/hallmarkd/hallmark/verifier"
+	"github.com/hallmarkd/hallmark/verifier/foreign"
 	"github.com/hallmarkd/hallmark/web"
 )
 
@@ -55,6 +56,8 @@ type Options struct {
 	Logger *slog.Logger             // nil writes to the test's output
 	Ledger func(*ledger.Config)     // changes the ledger's
 	Issue  func(*[]identity.Issuer) // changes the configured issuers
+	// Foreign are the roots under which evidence that was signed elsewhere is imported.
+	Foreign []foreign.Root
 	// Around is given when another process has the stack's address, issuers and
 	// registry; Stack.Issuer, People and Registry are nil then.
 	Around *Around
@@ -293,7 +296,7 @@ func (s *Stack) open(ctx context.Context) {
 	s.Policy = s.loadPolicy(issuers)
 	cfg := gate.Config{
 		Service: s.URL, Ledger: s.Ledger, Signer: s.Signer, Verifier: s.Verifier, Registry: s.Images, Policy: s.Policy,
-		Configuration: []byte("{}"), Now: now, Logger: log, Step: s.opts.Step,
+		Configuration: []byte("{}"), Now: now, Logger: log, Step: s.opts.Step, Foreign: must(foreign.Open(s.opts.Foreign))(t),
 	}
 	if s.opts.Gate != nil {
 		s.opts.Gate(&cfg)
@@ -309,7 +312,10 @@ func (s *Stack) loadPolicy(issuers []identity.Issuer) *policy.Policy {
 	}
 	path := filepath.Join(s.DataDir, "policy.yaml")
 	check(s.t, os.WriteFile(path, []byte(text), 0o600))
-	known := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Service: s.URL, Now: s.opts.Now}
+	known := policy.Known{Issuers: map[string]attest.Kind{}, IssuerURLs: map[string]string{}, Roots: map[string]bool{}, Service: s.URL, Now: s.opts.Now}
+	for _, r := range s.opts.Foreign {
+		known.Roots[r.Name] = true
+	}
 	for _, i := range issuers {
 		known.Issuers[i.Name], known.IssuerURLs[i.Name] = i.Kind, i.KnownIssuer()
 		if i.Kind == "" {

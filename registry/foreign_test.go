@@ -1,0 +1,237 @@
+package registry_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/internal/testkit/abroad"
+	"github.com/hallmarkd/hallmark/registry"
+)
+
+// foreign returns what Foreign visits: "FORM CONTENT" or the reason why not, by place.
+func foreign(t testing.TB, c *registry.Client, ref attest.ImageRef) (map[string]string, error) {
+	t.Helper()
+	out := map[string]string{}
+	err := c.Foreign(t.Context(), ref, func(f registry.Found) error {
+		if _, twice := out[f.Place]; twice {
+			t.Errorf("%s is visited twice", f.Place)
+		}
+		if f.Err != nil {
+			out[f.Place] = string(attest.ReasonOf(f.Err))
+			return nil
+		}
+		out[f.Place] = f.Form + " " + string(f.Content)
+		return nil
+	})
+	return out, err
+}
+
+const oldBundle = "application/vnd.dev.sigstore.bundle+json;version=0.1"
+
+func TestForeign(t *testing.T) {
+	for kind, start := range map[string]func(testing.TB) string{"referrers API": devRegistry, "fallback tag": debianRegistry} {
+		t.Run(kind, func(t *testing.T) {
+			host := start(t)
+			ref := push(t, host+"/acme/api", "v1", image(t, "layer"))
+			c := newClient(t, registry.Config{Hosts: plain(host)})
+			if got, err := foreign(t, c, ref); err != nil || len(got) != 0 {
+				t.Fatalf("beside a new image: %v, %v", got, err)
+			}
+			other := push(t, host+"/acme/api", "v2", image(t, "other"))
+
+			want := map[string]string{}
+			want[abroad.Refer(t, ref, ref.Digest, abroad.BundleType, []byte("a bundle")).String()] = "bundle a bundle"
+			want[abroad.Refer(t, ref, ref.Digest, oldBundle, []byte("an old bundle")).String()] = "bundle an old bundle"
+			want[abroad.Refer(t, ref, ref.Digest, abroad.BundleType, []byte("two"), []byte("bundles")).String()] = "MANIFEST_AMBIGUOUS"
+			abroad.Refer(t, ref, ref.Digest, "application/spdx+json", []byte("an SBOM"))
+			abroad.Refer(t, other, other.Digest, abroad.BundleType, []byte("another image's"))
+			sig := abroad.Legacy(t, ref, ".sig", attest.Layer{
+				MediaType: "application/vnd.dev.cosign.simplesigning.v1+json", Payload: []byte("payload"),
+				Annotations: map[string]string{"dev.cosignproject.cosign/signature": "c2ln", "dev.sigstore.cosign/bundle": "{}", "org.example/ornament": "x"},
+			}, attest.Layer{MediaType: "application/octet-stream", Payload: []byte("?")})
+			att := abroad.Legacy(t, ref, ".att", attest.Layer{MediaType: "application/vnd.dsse.envelope.v1+json", Payload: []byte("{}")})
+			// One signature is the same evidence whatever else is written on it.
+			layer, err := json.Marshal(attest.Layer{
+				MediaType: "application/vnd.dev.cosign.simplesigning.v1+json", Payload: []byte("payload"),
+				Annotations: map[string]string{"dev.cosignproject.cosign/signature": "c2ln", "dev.sigstore.cosign/bundle": "{}"},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want[sig+"#0"], want[sig+"#1"] = "cosign-signature "+string(layer), "MANIFEST_AMBIGUOUS"
+			want[att+"#0"] = `cosign-envelope {"mediaType":"application/vnd.dsse.envelope.v1+json","payload":"e30="}`
+
+			got, err := foreign(t, c, ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d := cmp.Diff(want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestForeignRefuses(t *testing.T) {
+	host := devRegistry(t)
+	ref := push(t, host+"/acme/api", "v1", image(t, "layer"))
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	_, err := foreign(t, c, attest.ImageRef{Repository: ref.Repository, Digest: attest.Hash([]byte("absent"))})
+	want(t, err, attest.SubjectNotFound)
+	_, err = foreign(t, c, attest.ImageRef{Repository: "registry.example.com/acme/api", Digest: ref.Digest})
+	want(t, err, attest.HostNotAllowed)
+
+	// The visitor's own error ends it.
+	abroad.Refer(t, ref, ref.Digest, abroad.BundleType, []byte("a bundle"))
+	abroad.Refer(t, ref, ref.Digest, abroad.BundleType, []byte("another"))
+	stop, visits := errors.New("stop"), 0
+	if err := c.Foreign(t.Context(), ref, func(registry.Found) error { visits++; return stop }); !errors.Is(err, stop) || visits != 1 {
+		t.Errorf("%d visits, %v", visits, err)
+	}
+}
+
+// What a registry, or whoever may push to it, puts beside an image hides nothing else
+// that is there. Each row is one lie beside a good signature under the tag .sig.
+func TestForeignLies(t *testing.T) {
+	text := func(layer string) string {
+		return strings.Replace(manifest(""), `"layers":[`+descriptor("application/vnd.oci.image.layer.v1.tar", "layer", "")+`]`, `"layers":[`+layer+`]`, 1)
+	}
+	subject := func(d string) string {
+		return `,"subject":{"mediaType":"` + ociManifest + `","digest":"` + d + `","size":2}`
+	}
+	for _, row := range []struct {
+		name   string
+		plant  func(f *fake, ref attest.ImageRef) (place string)
+		reason string
+	}{
+		{"G08 refers to something else", func(f *fake, ref attest.ImageRef) string {
+			body := strings.TrimSuffix(text(descriptor(bundleType, "bundle", "")), "}") + subject(attest.Hash([]byte("other")).String()) + "}"
+			return list(f, ref, body)
+		}, "SUBJECT_MISMATCH"},
+		{"G08 refers to nothing", func(f *fake, ref attest.ImageRef) string {
+			return list(f, ref, text(descriptor(bundleType, "bundle", "")))
+		}, "SUBJECT_MISMATCH"},
+		{"G02 other bytes than listed", func(f *fake, ref attest.ImageRef) string {
+			place := list(f, ref, text(descriptor(bundleType, "bundle", "")))
+			f.set("/v2/acme/manifests/"+place, page{header: map[string]string{"Content-Type": ociManifest}, body: manifest("")})
+			return place
+		}, "DIGEST_MISMATCH"},
+		{"listed and gone", func(f *fake, ref attest.ImageRef) string {
+			place := list(f, ref, manifest(`,"annotations":{"n":"1"}`))
+			f.set("/v2/acme/manifests/"+place, page{status: http.StatusNotFound})
+			return place
+		}, "SUBJECT_NOT_FOUND"},
+		{"G19 bundle of a terabyte", func(f *fake, ref attest.ImageRef) string {
+			layer := fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, bundleType, attest.Hash([]byte("bundle")), int64(1)<<40)
+			return list(f, ref, strings.TrimSuffix(text(layer), "}")+subject(ref.Digest.String())+"}")
+		}, "TOO_LARGE"},
+		{"G12 layer from elsewhere", func(f *fake, ref attest.ImageRef) string {
+			layer := descriptor(bundleType, "bundle", `,"urls":["https://evil.example/bundle"]`)
+			return list(f, ref, strings.TrimSuffix(text(layer), "}")+subject(ref.Digest.String())+"}")
+		}, "FOREIGN_LAYER"},
+		{"G07 endless list", func(f *fake, ref attest.ImageRef) string {
+			var entries []string
+			for i := range 4097 {
+				entries = append(entries, descriptor(ociManifest, fmt.Sprint(i), ""))
+			}
+			f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[` + strings.Join(entries, ",") + `]}`})
+			return "referrers of " + ref.Digest.String()
+		}, "TOO_LARGE"},
+		{"list that is no index", func(f *fake, ref attest.ImageRef) string {
+			f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{}`})
+			return "referrers of " + ref.Digest.String()
+		}, "MANIFEST_AMBIGUOUS"},
+		{"tag .att that is an index", func(f *fake, ref attest.ImageRef) string {
+			tag := "sha256-" + ref.Digest.Hex() + ".att"
+			f.set("/v2/acme/manifests/"+tag, page{header: map[string]string{"Content-Type": ociIndex}, body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[]}`})
+			return tag
+		}, "MANIFEST_AMBIGUOUS"},
+		{"C23 endless annotations", func(f *fake, ref attest.ImageRef) string {
+			layer := descriptor("application/vnd.dsse.envelope.v1+json", "bundle", `,"annotations":{"dev.sigstore.cosign/chain":"`+strings.Repeat("a", 300<<10)+`"}`)
+			tag := "sha256-" + ref.Digest.Hex() + ".att"
+			f.set("/v2/acme/manifests/"+tag, page{header: map[string]string{"Content-Type": ociManifest}, body: text(layer)})
+			return tag + "#0"
+		}, "TOO_LARGE"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			f := newFake(t, nil)
+			ref := f.serve("acme", ociManifest, manifest(""))
+			f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[]}`})
+			good := "sha256-" + ref.Digest.Hex() + ".sig"
+			f.set("/v2/acme/manifests/"+good, page{header: map[string]string{"Content-Type": ociManifest},
+				body: text(descriptor("application/vnd.dev.cosign.simplesigning.v1+json", "payload", ""))})
+			f.set("/v2/acme/blobs/"+attest.Hash([]byte("payload")).String(), page{body: "payload"})
+			place := row.plant(f, ref)
+			got, err := foreign(t, newClient(t, registry.Config{Hosts: plain(f.host())}), ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got[place] != row.reason {
+				t.Errorf("%s: %q, want %s (%v)", place, got[place], row.reason, got)
+			}
+			if !strings.HasPrefix(got[good+"#0"], "cosign-signature ") || len(got) != 2 {
+				t.Errorf("the good one is hidden: %v", got)
+			}
+		})
+	}
+}
+
+// list serves a manifest and lists it as a bundle that refers to ref.
+func list(f *fake, ref attest.ImageRef, body string) string {
+	d := f.serve("acme", ociManifest, body).Digest.String()
+	f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: fmt.Sprintf(
+		`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"artifactType":%q,"digest":%q,"size":%d}]}`, ociIndex, ociManifest, bundleType, d, len(body))})
+	return d
+}
+
+// A registry that does not answer has not said that there is nothing (attacks G09).
+func TestG09ForeignRegistryFails(t *testing.T) {
+	for _, path := range []string{"referrers/DIGEST", "manifests/sha256-HEX.sig", "manifests/sha256-HEX.att"} {
+		f := newFake(t, nil)
+		ref := f.serve("acme", ociManifest, manifest(""))
+		f.set("/v2/acme/"+strings.NewReplacer("DIGEST", ref.Digest.String(), "HEX", ref.Digest.Hex()).Replace(path), page{status: http.StatusServiceUnavailable})
+		_, err := foreign(t, newClient(t, registry.Config{Hosts: plain(f.host())}), ref)
+		if attest.ReasonOf(err) != attest.RegistryUnavailable {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
+
+// However many referrers there are, the number that is fetched is bounded, and those
+// that say they are bundles come first (attacks G07).
+func TestG07Foreign(t *testing.T) {
+	f := newFake(t, nil)
+	ref := f.serve("acme", ociManifest, manifest(""))
+	var entries []string
+	for i := range 1000 {
+		body := manifest(fmt.Sprintf(`,"annotations":{"n":"%d"}`, i))
+		f.serve("acme", ociManifest, body)
+		entries = append(entries, fmt.Sprintf(`{"mediaType":%q,"artifactType":"text/plain","digest":%q,"size":%d}`, ociManifest, attest.Hash([]byte(body)), len(body)))
+	}
+	last := manifest(`,"annotations":{"n":"bundle"}`)
+	f.serve("acme", ociManifest, last)
+	entries = append(entries, fmt.Sprintf(`{"mediaType":%q,"artifactType":%q,"digest":%q,"size":%d}`, ociManifest, bundleType, attest.Hash([]byte(last)), len(last)))
+	f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[` + strings.Join(entries, ",") + `]}`})
+
+	var why error
+	err := newClient(t, registry.Config{Hosts: plain(f.host())}).Foreign(t.Context(), ref, func(found registry.Found) error { why = found.Err; return nil })
+	if err != nil || attest.ReasonOf(why) != attest.TooLarge || !strings.Contains(why.Error(), "873 further") {
+		t.Errorf("%v, skipped for %v", err, why)
+	}
+	asked := f.calls()
+	first := "GET /v2/acme/manifests/" + attest.Hash([]byte(last)).String()
+	found := false
+	for _, c := range asked {
+		found = found || c.request == first
+	}
+	if len(asked) > 135 || !found {
+		t.Errorf("%d requests, the bundle among them: %v", len(asked), found)
+	}
+}
