@@ -33,7 +33,16 @@ func main() {
 		callers = flag.Int("callers", 256, "concurrent callers")
 	)
 	profile := flag.String("cpuprofile", "", "file for a CPU profile of the whole run")
+	image := flag.String("prove", "", "only prove the base of this image and print what that took")
+	base := flag.String("base", "", "with -prove: the base")
 	flag.Parse()
+	if *image != "" {
+		if err := prove(context.Background(), *image, *base, os.Stdout); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if *profile != "" {
 		f, err := os.Create(*profile)
 		if err == nil {

@@ -168,7 +168,7 @@ func (b *bench) run() error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(b.stored(in), b.start(dir), b.client())
+	return errors.Join(b.stored(in), b.start(dir), b.bases(), b.client())
 }
 
 // signings measures whole signings: certificate, two statements, two timestamps,
