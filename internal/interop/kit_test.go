@@ -190,7 +190,7 @@ func (c cosign) accepts(t *testing.T, args ...string) (bool, string) {
 	if err != nil && (!errors.As(err, &exit) || !exit.Exited()) {
 		t.Fatalf("cosign %s %s: %v\n%s", c.name, strings.Join(args, " "), err, out)
 	}
-	for _, vain := range []string{"unknown flag", "unknown command", "connection refused", "MANIFEST_UNKNOWN", "accepts 1 arg"} {
+	for _, vain := range []string{"unknown flag", "unknown command", "connection refused", "HTTP response to HTTPS", "MANIFEST_UNKNOWN", "accepts 1 arg"} {
 		if strings.Contains(string(out), vain) {
 			t.Fatalf("cosign %s %s did not come to judge: %s", c.name, strings.Join(args, " "), out)
 		}
