@@ -18,8 +18,9 @@ BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERS
 CLIENT_BYTES := 25000000
 
 # What "make test" needs of Debian: a registry without the referrers API, a base
-# image to build on, and a C compiler for the race detector.
-TEST_DEPS := docker-registry busybox-static gcc libc6-dev
+# image to build on, a C compiler for the race detector, and what the CI wrappers
+# download with.
+TEST_DEPS := docker-registry busybox-static gcc libc6-dev curl
 DEMO_DEPS := busybox-static
 
 .PHONY: build

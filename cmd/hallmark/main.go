@@ -20,6 +20,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/term"
+	"google.golang.org/grpc/codes"
 )
 
 // version is set by the linker: -X main.version=v1.2.3.
@@ -109,6 +110,11 @@ func run(ctx context.Context, a *app, args []string) int {
 	defer cancel()
 	kctx.BindTo(ctx, (*context.Context)(nil))
 	err = kctx.Run(a)
+	// The server knows the deadline too, and its answer may overtake the clock here.
+	var remote *remoteError
+	if deadline, ok := ctx.Deadline(); ok && errors.As(err, &remote) && remote.code == codes.DeadlineExceeded && time.Until(deadline) < time.Second {
+		<-ctx.Done()
+	}
 	// Whatever the call says, an answer that did not come in time or was no
 	// longer wanted has that as its reason.
 	if cause := context.Cause(ctx); err != nil && cause != nil && ctx.Err() != nil && !errors.As(err, new(verdictError)) {

@@ -58,6 +58,10 @@ type peer struct {
 	tamper  func([]byte) []byte    // of every bundle on its way out
 	alter   func(*hallmarkv1.SignedImage)
 	replace func([]byte) []byte // of every predicate before it is signed
+	retype  string              // signs evidence as of this type
+	rename  string              // signs evidence under this name
+	// answerDigests are those that Attest says the statement is about.
+	answerDigests []string
 }
 
 // startPeer serves on loopback until the test ends; with TLS when config is set.
@@ -71,7 +75,7 @@ func startPeer(t testing.TB, config *tls.Config) *peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	options := []grpc.ServerOption{grpc.UnaryInterceptor(p.intercept)}
+	options := []grpc.ServerOption{grpc.UnaryInterceptor(p.intercept), grpc.MaxRecvMsgSize(maxRequest)}
 	p.url = "http://" + l.Addr().String()
 	if config != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(config)))
@@ -222,7 +226,11 @@ func (s signingPeer) Attest(_ context.Context, req *hallmarkv1.AttestRequest) (*
 	rec, raw := s.p.attestation(s.t, ref, req.GetPredicateType(), req.GetName(), req.GetPredicate())
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
-	return &hallmarkv1.AttestResponse{Record: rec, Bundle: raw, AttachState: s.p.attach, Digests: []string{ref.Digest.String()}}, nil
+	digests := []string{ref.Digest.String()}
+	if s.p.answerDigests != nil {
+		digests = s.p.answerDigests
+	}
+	return &hallmarkv1.AttestResponse{Record: rec, Bundle: raw, AttachState: s.p.attach, Digests: digests}, nil
 }
 
 // attestation signs and logs other evidence as the service does.
@@ -231,6 +239,7 @@ func (p *peer) attestation(t testing.TB, ref attest.ImageRef, predicateType, nam
 	if p.replace != nil {
 		predicate = p.replace(predicate)
 	}
+	predicateType, name = orElse(p.retype, predicateType), orElse(p.rename, name)
 	p.mu.Unlock()
 	statement, err := attest.EvidenceStatement(attest.EvidenceInput{
 		Image: attest.Image{Ref: ref}, PredicateType: predicateType, Predicate: predicate, Name: name, Signer: job,
@@ -378,3 +387,7 @@ func authority(t testing.TB) (*tls.Config, []byte) {
 }
 
 func base64Of(b []byte) string { return base64.StdEncoding.EncodeToString(b) }
+
+func pemOf(certificate []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
+}
