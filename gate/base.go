@@ -157,22 +157,42 @@ func (g *Gate) describeLink(ctx context.Context, l *BaseLink, size uint64) (err 
 
 // recordedBase returns the base that the newest provenance of an image names.
 func (g *Gate) recordedBase(ctx context.Context, ref attest.ImageRef) (attest.Base, attest.RecordID, bool, error) {
-	found, err := g.Ledger.Find(ctx, ledger.Query{Kind: attest.KindProvenance, Limit: 1, Facets: []attest.Facet{
+	rec, p, found, err := g.newestProvenance(ctx, ref)
+	return p.Internal().Base, rec.ID, found, err
+}
+
+func (g *Gate) newestProvenance(ctx context.Context, ref attest.ImageRef) (rec attest.Record, p attest.Provenance, found bool, err error) {
+	metas, err := g.Ledger.Find(ctx, ledger.Query{Kind: attest.KindProvenance, Limit: 1, Facets: []attest.Facet{
 		{Name: attest.FacetDigest, Value: ref.Digest.String()}, {Name: attest.FacetRepository, Value: string(ref.Repository)},
 	}})
-	if err != nil || len(found) == 0 {
-		return attest.Base{}, attest.RecordID{}, false, err
+	if err != nil || len(metas) == 0 {
+		return rec, p, false, err
 	}
-	rec, err := g.Ledger.Get(ctx, found[0].ID)
-	if err != nil {
-		return attest.Base{}, attest.RecordID{}, false, err
+	if rec, err = g.Ledger.Get(ctx, metas[0].ID); err != nil {
+		return rec, p, false, err
 	}
 	s, err := statementOf(rec)
 	if err != nil {
-		return attest.Base{}, attest.RecordID{}, false, err
+		return rec, p, false, err
 	}
-	p, err := attest.ParseProvenance(s.Predicate)
-	return p.Internal().Base, rec.ID, err == nil, err
+	p, err = attest.ParseProvenance(s.Predicate)
+	return rec, p, err == nil, err
+}
+
+// Provenance returns the newest provenance of an image, for auditors and promoters of
+// its repository. RECORD_NOT_FOUND when there is none.
+func (g *Gate) Provenance(ctx context.Context, id attest.Identity, ref attest.ImageRef) (attest.Record, attest.Provenance, error) {
+	if err := g.Ready(); err != nil {
+		return attest.Record{}, attest.Provenance{}, err
+	}
+	if err := g.mayReadRepository(id, ref.Repository, policy.Auditors, policy.Promoters); err != nil {
+		return attest.Record{}, attest.Provenance{}, err
+	}
+	rec, p, found, err := g.newestProvenance(ctx, ref)
+	if err == nil && !found {
+		err = attest.Errorf(attest.RecordNotFound, "there is no provenance of %s: sign it in the CI job that builds it", ref)
+	}
+	return rec, p, err
 }
 
 // holders returns the stages, as TRACK/STAGE, whose consumers run the image now.

@@ -60,7 +60,7 @@ func New(cfg Config) (*Handler, error) {
 	if h.style, err = files.ReadFile("style.css"); err != nil {
 		return nil, fmt.Errorf("reading the style sheet: %w", err)
 	}
-	for _, name := range []string{"board", "decision", "signin", "message"} {
+	for _, name := range []string{"board", "decision", "image", "signin", "message"} {
 		t, err := template.New("layout.html").Funcs(words).ParseFS(files, "layout.html", name+".html")
 		if err != nil {
 			return nil, fmt.Errorf("parsing the page %s: %w", name, err)
@@ -70,11 +70,12 @@ func New(cfg Config) (*Handler, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", h.signedIn(h.board))
 	mux.HandleFunc("GET /d/{number}", h.signedIn(h.decision))
+	mux.HandleFunc("GET /a", h.signedIn(h.image))
 	mux.HandleFunc("GET /signin", h.signInPage)
 	mux.HandleFunc("POST /signin", h.signIn)
 	mux.HandleFunc("POST /signout", h.signOut)
 	mux.HandleFunc("GET /style.css", h.styleSheet)
-	for _, path := range []string{"/{$}", "/d/{number}", "/signin", "/signout", "/style.css"} {
+	for _, path := range []string{"/{$}", "/d/{number}", "/a", "/signin", "/signout", "/style.css"} {
 		mux.HandleFunc(path, h.noMethod)
 	}
 	mux.HandleFunc("/", h.noPage)
@@ -305,11 +306,11 @@ func (h *Handler) fail(w http.ResponseWriter, r *http.Request, id *attest.Identi
 	reason := attest.ReasonOf(err)
 	code := http.StatusInternalServerError
 	switch reason {
-	case attest.RecordNotFound, attest.StageUnknown, attest.TrackUnknown:
+	case attest.RecordNotFound, attest.SubjectNotFound, attest.StageUnknown, attest.TrackUnknown:
 		code = http.StatusNotFound
 	case attest.RoleMissing, attest.SourceNotAllowed:
 		code = http.StatusForbidden
-	case attest.BadRequest:
+	case attest.BadRequest, attest.BadDigest, attest.BadReference, attest.TagRefused:
 		code = http.StatusBadRequest
 	case attest.LedgerIncomplete, attest.LedgerUnavailable, attest.ShuttingDown:
 		code = http.StatusServiceUnavailable

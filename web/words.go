@@ -21,6 +21,9 @@ var words = template.FuncMap{
 	"failed":  failed,
 	"found":   found,
 	"image":   func(r attest.ImageRef) string { return r.Repository.Path() + "@sha256:" + r.Digest.Hex()[:4] + "…" },
+	"claimed": func(b attest.Base) bool { return b.Repository != "" },
+	"graded":  func(b attest.Base) attest.Grade { return b.Result.Grade() },
+	"signers": verdictOn,
 	"facet":   func(f attest.Facts, name string) string { return f.Get(name) },
 	"decided": func(k attest.RecordKind) bool { return k == attest.KindPromotion || k == attest.KindDenial },
 }
