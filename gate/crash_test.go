@@ -34,6 +34,7 @@ type order struct {
 	Step   string // where to stop
 	Nth    int    // at which time that the step is taken, from 1
 	Early  bool   // stop while the service starts, before any request
+	Attest bool   // instead of signing
 }
 
 const (
@@ -70,7 +71,11 @@ func obey(t *testing.T, text string) {
 	s := testkit.NewStack(t, testkit.Options{Dir: o.Dir, Around: &o.Around, Policy: o.Policy, Step: h.step})
 	id := s.Identity(o.Token)
 	h.set(end)
-	act(t, s, id, ref, o.Stage)
+	if o.Attest {
+		actAttest(t, s, id, ref)
+	} else {
+		act(t, s, id, ref, o.Stage)
+	}
 	idle(t, s)
 }
 
