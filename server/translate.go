@@ -405,7 +405,12 @@ func writeStage(st gate.StageStatus) *pb.Stage {
 
 func writeWho(w gate.Who) *pb.WhoAmIResponse {
 	id := w.Identity
+	mayNot := ""
+	if err := id.MaySign(); err != nil {
+		mayNot = refuse(err).Message
+	}
 	return &pb.WhoAmIResponse{
+		MaySign: mayNot == "", MayNotSign: mayNot,
 		IssuerName: id.IssuerName, Issuer: id.Issuer, Subject: id.Subject, Kind: string(id.Kind),
 		CertificateIdentity: id.SAN, Claims: writeClaims(id), When: w.When, Expires: when(id.Expires),
 		Roles: each(w.Roles, func(r gate.Role) *pb.RoleGrant {

@@ -86,3 +86,57 @@ func TestAgainstTheService(t *testing.T) {
 	do(exitDenied, "", "verify", prod, "--offline", "--trusted-root", root, "--bundle", vsa, "--stage", "staging", "--track", "acme")
 	do(exitDenied, "", "verify", ref, "--offline", "--trusted-root", root, "--bundle", vsa, "--stage", "prod", "--track", "acme")
 }
+
+// Evidence, bases and who is who against the whole service.
+func TestEvidenceAgainstTheService(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{})
+	pushed := s.PushOn(s.PushBase("static", "12"), "12", "acme/api")
+	ref, dir := pushed.String(), t.TempDir()
+	do := func(want int, token string, args ...string) string {
+		t.Helper()
+		a := &app{getenv: func(k string) string {
+			return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": token}[k]
+		}}
+		code, stdout, stderr := run1(t, a, append([]string{"--server", s.URL}, args...)...)
+		if code != want {
+			t.Fatalf("hallmark %s: exit %d, want %d\n%s\n%s", strings.Join(args, " "), code, want, stdout, stderr)
+		}
+		return stdout + stderr
+	}
+	contains := func(got string, parts ...string) {
+		t.Helper()
+		for _, part := range parts {
+			if !strings.Contains(got, part) {
+				t.Errorf("no %q in\n%s", part, got)
+			}
+		}
+	}
+	job, auditor := s.Token(nil), s.PersonToken("a-1", "audit")
+	sbom := file(t, "sbom.json", `{"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}`)
+	report := file(t, "unit.xml", `<testsuite><testcase classname="c" name="a"/><testcase name="b"><failure/></testcase></testsuite>`)
+
+	got := do(exitOK, job, "sign", ref, "--sbom", sbom, "--test-results", "unit="+report, "--fact", "ticket=PAY-7", "--base", string(s.Registry.Host())+"/base/static:12")
+	contains(got, "SIGNED  "+ref, "evidence   cyclonedx, record", "evidence   test-result unit, record")
+	contains(do(exitOK, job, "sign", ref, "--sbom", sbom, "--test-results", "unit="+report, "--fact", "ticket=PAY-7", "--base", string(s.Registry.Host())+"/base/static:12"), "(recorded before)")
+	contains(do(exitOK, auditor, "provenance", ref), "caller     ticket = PAY-7  (caller: ", "evidence   test-result unit, record", "evidence   cyclonedx, record")
+
+	review := file(t, "review.json", `{"approved": true}`)
+	contains(do(exitOK, job, "attest", ref, "--type", "https://example.com/review/v1", "--predicate", review), "SIGNED  "+ref, "by the server, read back")
+	contains(do(exitOK, job, "attest", ref, "--type", "https://example.com/review/v1", "--predicate", review), "(recorded before)")
+	contains(do(exitNotPermitted, auditor, "attest", ref, "--type", "https://example.com/review/v1", "--predicate", review), "[ROLE_MISSING]")
+	contains(do(exitOK, auditor, "history", ref, "--kind", "evidence"), "evidence")
+
+	contains(do(exitOK, auditor, "base", ref), ref, "base       "+string(s.Registry.Host())+"/base/static:12@", "proved: its one layer is the image's first [PROVEN_LAYERS]  (registry: ", "its provenance, record", "built on ")
+	contains(do(exitNotPermitted, job, "import", ref), "[ROLE_MISSING]")
+
+	// Who is who: a job that may sign, one that may not, and the claim that is wrong.
+	contains(do(exitOK, job, "whoami", string(pushed.Repository)), "may sign   "+string(s.Registry.Host())+"/acme/*", `policy     when: "id.repository_id == `,
+		"verify     cosign verify --certificate-identity https://github.com/acme/api/.github/workflows/release.yml@refs/heads/main --certificate-oidc-issuer "+s.Issuer.URL())
+	pull := s.Token(map[string]any{"event_name": "pull_request"})
+	contains(do(exitOK, pull, "whoami"), "may sign   no: ")
+	contains(do(exitOK, auditor, "whoami"), "may sign   no: ")
+	branch := s.Token(map[string]any{
+		"ref": "refs/heads/dev", "workflow_ref": "acme/api/.github/workflows/release.yml@refs/heads/dev", "job_workflow_ref": "acme/api/.github/workflows/release.yml@refs/heads/dev",
+	})
+	contains(do(exitNotPermitted, branch, "sign", ref), "[SOURCE_NOT_ALLOWED]", `x   id.ref == "refs/heads/main"`, `id.ref = "refs/heads/dev"`, "ok  id.repository_id == ")
+}
