@@ -26,6 +26,7 @@ func TestPredicateSchemas(t *testing.T) {
 		"denial":    {attest.PredicateDenial, reflect.TypeFor[attest.Denial]()},
 		"effect":    {attest.PredicateEffect, reflect.TypeFor[attest.Effect]()},
 		"policy":    {attest.PredicatePolicy, reflect.TypeFor[attest.PolicyChange]()},
+		"import":    {attest.PredicateImport, reflect.TypeFor[attest.Import]()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			text, err := os.ReadFile(filepath.Join(root, "docs/predicates", name+"-v1.schema.json"))
@@ -113,7 +114,7 @@ func jsonType(typ reflect.Type) any {
 	switch {
 	case typ == reflect.TypeFor[json.RawMessage]():
 		return nil
-	case typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
+	case typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()), typ == reflect.TypeFor[[]byte]():
 		return "string"
 	}
 	switch typ.Kind() {

@@ -112,6 +112,8 @@ var forbiddenInClient = []string{
 	"github.com/transparency-dev/tessera",
 	"cloud.google.com/go", "google.golang.org/api", "gocloud.dev",
 	"github.com/aws", "github.com/Azure",
+	// Verifies under foreign roots, with most of cosign: the server's business.
+	"github.com/hallmarkd/hallmark/verifier/foreign",
 }
 
 // ClientLinks returns those of deps, the packages that the client links, that it
