@@ -355,6 +355,16 @@ func many(one string, n int) string {
 	return `{"keys":[` + one + strings.Repeat(`,{"kty":"EC"}`, n-1) + `]}`
 }
 
+// oversize answers as h does, with a mebibyte of white space before.
+func oversize(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "openid-configuration") {
+			fmt.Fprint(w, strings.Repeat(" ", 1<<20))
+		}
+		h(w, r)
+	}
+}
+
 func endless(w http.ResponseWriter, r *http.Request) {
 	for r.Context().Err() == nil {
 		if _, err := w.Write(bytes.Repeat([]byte(" "), 64<<10)); err != nil {
@@ -474,6 +484,9 @@ func TestA09Discovery(t *testing.T) {
 		{"A09 relative", doc(f.URL(), "/keys"), attest.TokenKeyUnknown},
 		{"A09 of another issuer", doc("https://evil.example", f.URL()+"/keys"), attest.TokenKeyUnknown},
 		{"A09 issuer with slash", doc(f.URL()+"/", f.URL()+"/keys"), attest.TokenKeyUnknown},
+		{"A08 discovery of more than a mebibyte", oversize(doc(f.URL(), f.URL()+"/keys")), attest.KeysUnavailable},
+		{"A08 endless discovery", endless, attest.KeysUnavailable},
+		{"A08 discovery is down", down, attest.KeysUnavailable},
 		{"A22 issuer twice", write(`{"issuer":"` + f.URL() + `","issuer":"` + f.URL() + `","jwks_uri":"` + f.URL() + `/keys"}`), attest.KeysUnavailable},
 	} {
 		t.Run(row.name, func(t *testing.T) {

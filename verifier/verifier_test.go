@@ -124,6 +124,56 @@ func TestNoFalseDerivations(t *testing.T) {
 	}
 }
 
+// What a certificate's URIs say is what the claims said, for every provider that
+// names a file or a run.
+func TestDerivations(t *testing.T) {
+	const commit, job = "4be1d0c7a2f6b8d9e0f1a2b3c4d5e6f708192a3b", "0184990a-477b-4fa8-9968-496074483cee"
+	w := newWorld(t)
+	for _, row := range []struct {
+		name  string
+		build attest.Build
+	}{
+		{"gitlab", attest.Build{
+			SourceURI: "https://gitlab.com/acme/shop/api", Repository: "acme/shop/api", Commit: commit, Ref: "refs/heads/a@b",
+			ConfigURI: "https://gitlab.com/acme/shop/api//ci/release.yml@refs/heads/a@b", WorkflowPath: "ci/release.yml",
+			RunURI: "https://gitlab.com/acme/shop/api/-/jobs/9123456789", JobID: "9123456789",
+		}},
+		{"gitlab, shared configuration", attest.Build{
+			SourceURI: "https://gitlab.com/acme/shop/api", Repository: "acme/shop/api", Commit: commit, Ref: "refs/heads/main",
+			RunURI: "https://gitlab.com/acme/shop/api/-/jobs/9123456789", JobID: "9123456789",
+		}},
+		{"B04 gitlab, another project's file", attest.Build{
+			SourceURI: "https://gitlab.com/acme/shop/api", Repository: "acme/shop/api", Commit: commit, Ref: "refs/heads/main",
+			ConfigURI: "https://gitlab.com/acme/shop/api-evil//ci.yml@refs/heads/main",
+		}},
+		{"B12 gitlab, another project's job", attest.Build{
+			SourceURI: "https://gitlab.com/acme/shop/api", Repository: "acme/shop/api", Commit: commit,
+			RunURI: "https://gitlab.com/acme/shop/api2/-/jobs/7",
+		}},
+		{"buildkite", attest.Build{
+			SourceURI: "https://github.com/acme/api", Repository: "acme/api", Commit: commit, Ref: "refs/heads/main",
+			RunURI: "https://buildkite.com/acme-inc/app/builds/1234567#" + job, RunID: "1234567", JobID: job,
+		}},
+		{"B12 buildkite, more after the job", attest.Build{
+			SourceURI: "https://github.com/acme/api", Repository: "acme/api", Commit: commit,
+			RunURI: "https://buildkite.com/acme-inc/app/builds/1234567#" + job + "x",
+		}},
+		{"B12 buildkite, a float", attest.Build{
+			SourceURI: "https://github.com/acme/api", Repository: "acme/api", Commit: commit,
+			RunURI: "https://buildkite.com/acme-inc/app/builds/1.234567e+06#" + job,
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			id := identity()
+			id.Provider, id.Build = "generic", row.build
+			s := must(w.verifier.Record(w.log(w.by(id, must(attest.SignatureStatement(image, "r"))(t)))))(t).Signer()
+			if diff := cmp.Diff(row.build, s.Build); diff != "" {
+				t.Fatalf("build (-claims +certificate):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestPrecertificate(t *testing.T) {
 	w := newWorld(t)
 	c := must(w.signer.Credential(identity()))(t)
