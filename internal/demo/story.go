@@ -46,11 +46,15 @@ func (d *demo) build() (err error) {
 
 // sign is what the build job does next, with the token of its platform.
 func (d *demo) sign() (err error) {
-	title("The job signs the digest with its own OIDC token")
+	title("The job signs the digest with its own OIDC token, and what its image is made of with it")
 	if d.ci, err = d.token("ci", map[string]string{"sha": d.commit, "run_id": "9912"}); err != nil {
 		return err
 	}
-	_, err = d.hallmark(d.ci, yes, d.commit[:7], "sign", d.app, "--base", d.base)
+	sbom, err := writeSBOM(filepath.Join(d.bin, "hallmarkd"), d.work)
+	if err != nil {
+		return err
+	}
+	_, err = d.hallmark(d.ci, yes, d.commit[:7], "sign", d.app, "--base", d.base, "--sbom", sbom, "--fact", "team=platform")
 	return err
 }
 
@@ -80,6 +84,9 @@ func (d *demo) ask() error {
 		return err
 	}
 	if _, err := d.hallmark(auditor, yes, d.commit, "provenance", d.app); err != nil {
+		return err
+	}
+	if _, err := d.hallmark(auditor, yes, "PROVEN_LAYERS", "base", d.app); err != nil {
 		return err
 	}
 	if _, err := d.hallmark(auditor, yes, "prod", "stages"); err != nil {
@@ -163,7 +170,13 @@ func (d *demo) refusals() error {
 	if err != nil {
 		return err
 	}
-	_, err = d.hallmark(d.ci, denied, "BASE_CONTRADICTED", "sign", unsigned, "--base", falseBase)
+	_, err = d.hallmark(d.ci, denied, "BASE_CONTRADICTED", "sign", d.app, "--base", falseBase)
+	if err != nil {
+		return err
+	}
+
+	title("Refused: a job that says itself which commit it built")
+	_, err = d.hallmark(d.ci, usage, "CALLER_FACTS_REFUSED", "sign", d.app, "--fact", "commit=4be1d0c9a5b1f7a2c3d4e5f60718293a4b5c6d7e")
 	return err
 }
 
