@@ -209,7 +209,7 @@ func (g *Gate) attestOnce(ctx context.Context, id attest.Identity, ref attest.Im
 	} else if found {
 		return g.attestedBefore(ctx, rec)
 	}
-	counted, err := g.tokens.reserve(id, ref.Digest, key, g.signedWith(ctx, id.TokenID))
+	counted, err := g.tokens.reserve(id, ref.Digest, key, use, g.signedWith(ctx, id.TokenID))
 	if err != nil {
 		return SignedEvidence{}, err
 	}

@@ -120,26 +120,48 @@ func (b *tokenBudget) of(id attest.Identity, recorded func() ([]tokenRecord, err
 }
 
 // bind reserves a token that is good for one request for the request named use, and
-// for repetitions of it. TOKEN_REPLAYED when it is another's. end is called when the
-// request is over: one of which nothing was recorded gives the token back.
+// for repetitions of it; "" is that of any other token. TOKEN_REPLAYED when it is
+// another's. end is called when the request is over: one of which nothing was recorded
+// gives the token back.
 func (b *tokenBudget) bind(id attest.Identity, use string, recorded func() ([]tokenRecord, error)) (end func(), err error) {
+	if use == "" {
+		return func() {}, nil
+	}
 	c, err := b.of(id, recorded)
 	if err != nil {
 		return nil, err
 	}
 	defer c.mu.Unlock()
-	if c.bound && c.use != use {
-		return nil, attest.Errorf(attest.TokenReplayed, "this token was used for another request, and its issuer is configured with replay: once: request a new token for each call, or ask for everything in one")
+	if err := c.hold(use); err != nil {
+		return nil, err
 	}
-	c.bound, c.use = true, use
-	c.holders++
 	return func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.holders--; c.holders == 0 && len(c.requests) == 0 {
-			c.bound = false
-		}
+		c.letGo(use)
 	}, nil
+}
+
+// hold counts a holder of the token for a use. c.mu is held, as in letGo.
+func (c *tokenCount) hold(use string) error {
+	if use == "" {
+		return nil
+	}
+	if c.bound && c.use != use {
+		return attest.Errorf(attest.TokenReplayed, "this token was used for another request, and its issuer is configured with replay: once: request a new token for each call, or ask for everything in one")
+	}
+	c.bound, c.use = true, use
+	c.holders++
+	return nil
+}
+
+func (c *tokenCount) letGo(use string) {
+	if use == "" {
+		return
+	}
+	if c.holders--; c.holders == 0 && len(c.requests) == 0 {
+		c.bound = false
+	}
 }
 
 // reservation is a request that counts against its token's budget.
@@ -147,28 +169,35 @@ type reservation struct {
 	count  *tokenCount
 	digest attest.Digest
 	key    string
+	use    string
 	mine   bool // nobody had counted it
 	kept   bool
 }
 
-// reserve counts a request for a digest against the token's budget.
-func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key string, recorded func() ([]tokenRecord, error)) (*reservation, error) {
+// reserve counts a request for a digest against the token's budget. It holds the
+// token for its use as well: what its caller no longer waits for goes on, and must not
+// be recorded with a token that was given to another request meanwhile.
+func (b *tokenBudget) reserve(id attest.Identity, d attest.Digest, key, use string, recorded func() ([]tokenRecord, error)) (*reservation, error) {
 	c, err := b.of(id, recorded)
 	if err != nil {
 		return nil, err
 	}
 	defer c.mu.Unlock()
-	r := &reservation{count: c, digest: d, key: key, mine: !c.requests[key]}
+	r := &reservation{count: c, digest: d, key: key, use: use, mine: !c.requests[key]}
 	switch {
 	case !r.mine: // an attempt that may have been recorded
-		return r, nil
 	case c.digests[d] == 0 && len(c.digests) >= MaxTokenDigests:
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d digests, the most that one may: request a new token", MaxTokenDigests)
 	case len(c.requests) >= MaxTokenRequests:
 		return nil, attest.Errorf(attest.TokenSpent, "this token has signed %d times, the most that one may: request a new token", MaxTokenRequests)
 	}
-	c.digests[d]++
-	c.requests[key] = true
+	if err := c.hold(use); err != nil {
+		return nil, err
+	}
+	if r.mine {
+		c.digests[d]++
+		c.requests[key] = true
+	}
 	return r, nil
 }
 
@@ -177,15 +206,16 @@ func (r *reservation) keep() { r.kept = true }
 
 // end gives the reservation back unless it was kept.
 func (r *reservation) end() {
-	if r.kept || !r.mine {
-		return
+	c := r.count
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if r.mine && !r.kept {
+		delete(c.requests, r.key)
+		if c.digests[r.digest]--; c.digests[r.digest] == 0 {
+			delete(c.digests, r.digest)
+		}
 	}
-	r.count.mu.Lock()
-	defer r.count.mu.Unlock()
-	delete(r.count.requests, r.key)
-	if r.count.digests[r.digest]--; r.count.digests[r.digest] == 0 {
-		delete(r.count.digests, r.digest)
-	}
+	c.letGo(r.use)
 }
 
 // forget drops tokens that have expired: they are refused before they get here.

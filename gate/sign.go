@@ -150,7 +150,7 @@ func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, 
 	} else if found {
 		return g.signedBefore(ctx, key, prov)
 	}
-	counted, err := g.tokens.reserve(id, img.Ref.Digest, key, g.signedWith(ctx, id.TokenID))
+	counted, err := g.tokens.reserve(id, img.Ref.Digest, key, use, g.signedWith(ctx, id.TokenID))
 	if err != nil {
 		return Signed{}, err
 	}
