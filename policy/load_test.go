@@ -23,6 +23,7 @@ func known() policy.Known {
 	return policy.Known{
 		Issuers:    map[string]attest.Kind{"github": attest.Workload, "generic": attest.Workload, "corp": attest.Person},
 		IssuerURLs: map[string]string{"github": gitHubURL, "generic": "https://ci.example.com", "corp": "https://sso.example.com"},
+		Roots:      map[string]bool{"vendor": true, "elsewhere": true},
 		Service:    notary.Service,
 		Now:        func() time.Time { return today },
 	}
