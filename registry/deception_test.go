@@ -50,6 +50,24 @@ func TestBaseIsNotProvedByWhatNoRuntimeUnpacks(t *testing.T) {
 	}
 }
 
+// The same of a base: what its manifest lists and no runtime unpacks is not in it.
+func TestNothingIsProvedByABaseThatNoRuntimeUnpacks(t *testing.T) {
+	host := devRegistry(t)
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	fake, err := mutate.Append(image(t), mutate.Addendum{
+		Layer: static.NewLayer([]byte("b1"), types.OCIUncompressedLayer), MediaType: "application/vnd.example.blob",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := push(t, host+"/base/debian", "12", fake)
+	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", image(t, "b1", "app")), base.String(), nil)
+	want(t, err, "")
+	if got.Base.Result.Proven() {
+		t.Errorf("%s was proved by a base without layers", got.Base)
+	}
+}
+
 // Only the platform unknown/unknown keeps a runtime from choosing a manifest; an
 // annotation does not.
 func TestBaseIsProvedOfEveryPlatformThatCanRun(t *testing.T) {

@@ -123,6 +123,7 @@ func TestProof(t *testing.T) {
 		base := push(t, at("base/debian"), "12", both(t, "r", "b"))
 		single := push(t, at("base/single"), "1", amd(t, "r", "b"))
 		other := push(t, at("base/other"), "1", both(t, "x", "y"))
+		three := push(t, at("base/three"), "1", both(t, "r", "b", "c"))
 		golang := push(t, at("hub/library/golang"), "1.26", both(t, "r", "go"))
 		hub := push(t, at("hub/library/debian"), "12", both(t, "r", "b"))
 		followed := following(append(follow(t, c, at("base/debian"), "12"), follow(t, c, at("base/root"), "1")...)...)
@@ -181,6 +182,10 @@ func TestProof(t *testing.T) {
 				claims: []told{{"annotation", base.String(), "CLAIMED", "the layers of the image were squashed, so that they cannot show a base"}}},
 			{name: "squashed, named by the caller", image: images.Squashed(t, app), hint: single.String(), result: attest.Claimed, base: single.String(),
 				claims: []told{{"caller", single.String(), "CLAIMED", "the layers of the image were squashed, so that they cannot show a base"}}},
+			{name: "one layer, on a base of one other layer", image: amd(t, "flat"), hint: root.String(), result: attest.Claimed, base: root.String(),
+				claims: []told{{"caller", root.String(), "CLAIMED", "the layers of the image were squashed, so that they cannot show a base"}}},
+			{name: "fewer layers than the base", image: amd(t, "flat", "app"), hint: three.String(), result: attest.Claimed, base: three.String(),
+				claims: []told{{"caller", three.String(), "CLAIMED", "the layers of the image were squashed, so that they cannot show a base"}}},
 			{name: "squashed on one platform only", image: images.Index(t, map[string]v1.Image{"linux/amd64": app, "linux/arm64": images.Image(t, "linux/arm64", layers(t, "flat")...)}),
 				hint: base.String(), result: attest.Claimed, base: base.String(),
 				claims: []told{{"caller", base.String(), "CLAIMED", "the layers of linux/arm64 were squashed, so that they cannot show a base"}}},
@@ -454,6 +459,21 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 			}
 		})
 	}
+	t.Run("only layers that differ are read", func(t *testing.T) {
+		var asked []string
+		front := proxy(t, host, func(_ http.ResponseWriter, r *http.Request) bool {
+			if _, blob, ok := strings.Cut(r.URL.Path, "/team/app/blobs/"); ok {
+				asked = append(asked, blob)
+			}
+			return false
+		})
+		c := newClient(t, registry.Config{Hosts: plain(front)})
+		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}, front+"/base/debian@"+base.Digest.String(), nil)
+		want(t, err, "")
+		if diff := cmp.Diff([]string{config.String(), first}, asked); diff != "" || got.Base.Result != attest.ProvenDiffIDs {
+			t.Errorf("%s %s", got.Base.Result, diff)
+		}
+	})
 	t.Run("the layers are not read where the configurations differ", func(t *testing.T) {
 		var asked atomic.Int64
 		front := proxy(t, host, func(_ http.ResponseWriter, r *http.Request) bool {
