@@ -168,6 +168,9 @@ func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, 
 	if err := callersBase(image.Base); err != nil {
 		return Signed{}, err
 	}
+	if image.Base, err = g.attestedBase(ctx, image); err != nil {
+		return Signed{}, err
+	}
 	g.Step("fetched")
 
 	// 2. The statements, each marshalled once: these bytes are signed and stored.

@@ -339,7 +339,7 @@ func TestDecideBase(t *testing.T) {
 		b.Result = r
 		return b
 	}
-	const attested = `{base_image: {allowed: ["registry.example.com/base/*"], proof: attested, roots: [hub]}}`
+	const attested = `{base_image: {allowed: ["registry.example.com/base/*"], proof: attested, roots: [vendor]}}`
 	const claimedScratch = `{base_image: {allowed: ["registry.example.com/base/*"], proof: claimed, allow_scratch: true}}`
 	none := attest.Base{Result: attest.Unclaimed}
 	empty := attest.Base{Result: attest.Scratch, Claims: []attest.BaseClaim{{From: attest.BaseFromCaller, Name: "scratch", Result: attest.Scratch}}}
@@ -389,11 +389,11 @@ func TestDecideBase(t *testing.T) {
 		{"layers that an allowed base has as well", layers, []attest.Base{same(attest.ProvenLayers, "r.io/x", base)}, ""},
 		{"layers that other bases have as well", layers, []attest.Base{same(attest.ProvenLayers, "r.io/x", "r.io/y")}, attest.BaseNotAllowed},
 		{"D12 a claim that an allowed base is the same", claimed, []attest.Base{same(attest.Claimed, base)}, attest.BaseNotAllowed},
-		{"attested", attested, []attest.Base{by("hub", attest.Digest{})}, ""},
-		{"D12 attested, layers asked", layers, []attest.Base{by("hub", attest.Digest{})}, attest.BaseUnproven},
-		{"attested, claimed asked", claimed, []attest.Base{by("hub", attest.Digest{})}, ""},
-		{"attested under another root", attested, []attest.Base{by("other", attest.Digest{})}, attest.BaseUnproven},
-		{"another base attested", attested, []attest.Base{by("hub", attest.Hash(nil))}, attest.BaseUnproven},
+		{"attested", attested, []attest.Base{by("vendor", attest.Digest{})}, ""},
+		{"D12 attested, layers asked", layers, []attest.Base{by("vendor", attest.Digest{})}, attest.BaseUnproven},
+		{"attested, claimed asked", claimed, []attest.Base{by("vendor", attest.Digest{})}, ""},
+		{"attested under another root", attested, []attest.Base{by("elsewhere", attest.Digest{})}, attest.BaseUnproven},
+		{"another base attested", attested, []attest.Base{by("vendor", attest.Hash(nil))}, attest.BaseUnproven},
 		{"attested by no claim", attested, []attest.Base{with(attest.Attested, base)}, attest.BaseUnproven},
 		{"D12 claimed, attested asked", attested, []attest.Base{with(attest.Claimed, base)}, attest.BaseUnproven},
 		{"proven, attested asked", attested, []attest.Base{proven(base)}, ""},

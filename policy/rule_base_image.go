@@ -27,9 +27,14 @@ type baseImageRule struct {
 func (l *loader) baseImage(n *yaml.Node, _ *Stage) rule {
 	r := &baseImageRule{proof: proofLayers}
 	ok := l.mapping(n, kindBaseImage, fields{
-		"allowed":       l.patterns(&r.allowed, false),
-		"proof":         l.oneOf("proof", &r.proof, proofLayers, proofAttested, proofClaimed),
-		"roots":         l.texts("roots", func(_ *yaml.Node, s string) { r.roots = append(r.roots, s) }),
+		"allowed": l.patterns(&r.allowed, false),
+		"proof":   l.oneOf("proof", &r.proof, proofLayers, proofAttested, proofClaimed),
+		"roots": l.texts("roots", func(n *yaml.Node, _ string) {
+			var root string
+			if l.root(&root)(n); root != "" {
+				r.roots = append(r.roots, root)
+			}
+		}),
 		"allow_scratch": l.flag("allow_scratch", &r.scratch),
 	}, "allowed")
 	switch {

@@ -86,7 +86,7 @@ func TestImage(t *testing.T) {
 	// The board and the decision lead there.
 	link := `href="/a?image=` + url.QueryEscape(string(img.Repository)+"@"+img.Digest.String())
 	for _, path := range []string{"/", "/d/" + strconv.FormatUint(promoted.Number, 10)} {
-		body := strings.NewReplacer("@", "%40").Replace(b.get(path).body)
+		body := strings.NewReplacer("%2f", "%2F", "%3a", "%3A", "@", "%40").Replace(b.get(path).body)
 		if !strings.Contains(body, link) {
 			t.Errorf("%s has no link %s", path, link)
 		}
