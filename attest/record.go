@@ -116,6 +116,7 @@ func (r Record) Bundle(logID []byte) ([]byte, error) {
 	}
 	// protojson spaces its output at random on purpose; compacted it is stable.
 	var out bytes.Buffer
+	out.Grow(len(raw))
 	if err := json.Compact(&out, raw); err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func (g *Gate) Attest(ctx context.Context, id attest.Identity, req AttestRequest
 		return SignedEvidence{}, err
 	}
 	e := Evidence{PredicateType: req.PredicateType, Predicate: req.Predicate, Name: req.Name}
-	if err := e.check(); err != nil {
+	if err := g.checkEvidence(ctx, e); err != nil {
 		return SignedEvidence{}, err
 	}
 	use, end, err := g.bind(ctx, id, func() string {
@@ -36,7 +36,7 @@ func (g *Gate) Attest(ctx context.Context, id attest.Identity, req AttestRequest
 		return SignedEvidence{}, err
 	}
 	defer end()
-	out, err := g.attestOne(ctx, id, req.Ref, e, use, req.AttachByClient, func(ctx context.Context) (attest.Image, error) {
+	out, err := g.attestOne(ctx, id, req.Ref, e, use, req.AttachByClient, true, func(ctx context.Context) (attest.Image, error) {
 		return g.Registry.Subjects(ctx, req.Ref)
 	})
 	if err != nil {
@@ -78,8 +78,13 @@ func (g *Gate) SendsEvidence(id attest.Identity) error {
 	return attest.Errorf(attest.RoleMissing, "%s holds neither the role signers nor attesters: only those may send large requests", id.SAN)
 }
 
-// check accepts a predicate that may be signed.
-func (e Evidence) check() error {
+// checkEvidence accepts a predicate that may be signed.
+func (g *Gate) checkEvidence(ctx context.Context, e Evidence) error {
+	done, err := weigh(ctx, g.signing, int64(len(e.Predicate)))
+	if err != nil {
+		return err
+	}
+	defer done()
 	if err := attest.CheckEvidenceName(e.Name); err != nil {
 		return inField(err, "name")
 	}
@@ -122,10 +127,10 @@ func (r SignRequest) evidenceForm() error {
 	return nil
 }
 
-// predicates checks the evidence of a request.
-func (r SignRequest) predicates() error {
-	for i, e := range r.Evidence {
-		if err := e.check(); err != nil {
+// checkAll checks the evidence of a request.
+func (g *Gate) checkAll(ctx context.Context, evidence []Evidence) error {
+	for i, e := range evidence {
+		if err := g.checkEvidence(ctx, e); err != nil {
 			return inField(err, "evidence[%d]", i)
 		}
 	}
@@ -182,11 +187,8 @@ func (g *Gate) attestAll(ctx context.Context, id attest.Identity, img attest.Ima
 	group.SetLimit(attestWorkers)
 	for i, e := range evidence {
 		group.Go(func() error {
-			s, err := g.attestOne(ctx, id, img.Ref, e, use, byClient, func(context.Context) (attest.Image, error) { return img, nil })
+			s, err := g.attestOne(ctx, id, img.Ref, e, use, byClient, byClient, func(context.Context) (attest.Image, error) { return img, nil })
 			s.PredicateType, s.Name, s.Err = e.PredicateType, e.Name, err
-			if !byClient {
-				s.Bundle = nil // nobody reads it
-			}
 			out[i] = s
 			return nil
 		})
@@ -195,15 +197,31 @@ func (g *Gate) attestAll(ctx context.Context, id attest.Identity, img attest.Ima
 	return out
 }
 
-func (g *Gate) attestOne(ctx context.Context, id attest.Identity, ref attest.ImageRef, e Evidence, use string, byClient bool, look func(context.Context) (attest.Image, error)) (SignedEvidence, error) {
+// attestOne answers with the bundle if its caller reads it.
+func (g *Gate) attestOne(ctx context.Context, id attest.Identity, ref attest.ImageRef, e Evidence, use string, byClient, bundle bool, look func(context.Context) (attest.Image, error)) (SignedEvidence, error) {
 	key := attest.EvidenceKey(ref, id, e.PredicateType, e.Name, e.Predicate)
-	return share(ctx, g, key, func(ctx context.Context) (SignedEvidence, error) {
+	out, err := share(ctx, g, key, func(ctx context.Context) (SignedEvidence, error) {
 		return g.attestOnce(ctx, id, ref, e, key, use, byClient, look)
 	})
+	if err != nil {
+		return SignedEvidence{}, err
+	}
+	if bundle {
+		if out.Bundle, err = out.Record.Bundle(g.Signer.LogID()); err != nil {
+			return SignedEvidence{}, err
+		}
+	}
+	out.Record.Payload = nil
+	return out, nil
 }
 
 // attestOnce returns the record that answers key, making it when there is none.
 func (g *Gate) attestOnce(ctx context.Context, id attest.Identity, ref attest.ImageRef, e Evidence, key, use string, byClient bool, look func(context.Context) (attest.Image, error)) (SignedEvidence, error) {
+	done, err := weigh(ctx, g.signing, int64(len(e.Predicate)))
+	if err != nil {
+		return SignedEvidence{}, err
+	}
+	defer done()
 	if rec, found, err := g.Ledger.ByKey(ctx, key); err != nil {
 		return SignedEvidence{}, err
 	} else if found {
@@ -244,7 +262,7 @@ func (g *Gate) attestOnce(ctx context.Context, id attest.Identity, ref attest.Im
 	} else if found && first != recs[0].ID {
 		return g.attestedBefore(ctx, first)
 	}
-	out, err := g.evidenceAnswer(recs[0])
+	out, err := evidenceAnswer(recs[0])
 	out.tasked = !byClient
 	return out, err
 }
@@ -255,21 +273,18 @@ func (g *Gate) attestedBefore(ctx context.Context, id attest.RecordID) (SignedEv
 	if err != nil {
 		return SignedEvidence{}, err
 	}
-	out, err := g.evidenceAnswer(rec)
+	out, err := evidenceAnswer(rec)
 	out.Repeated = true
 	return out, err
 }
 
 // evidenceAnswer renders what was recorded.
-func (g *Gate) evidenceAnswer(rec attest.Record) (SignedEvidence, error) {
+func evidenceAnswer(rec attest.Record) (SignedEvidence, error) {
 	st, err := statementOf(rec)
 	if err != nil {
 		return SignedEvidence{}, err
 	}
 	out := SignedEvidence{PredicateType: st.PredicateType, Name: st.EvidenceName(), Record: rec}
-	if out.Image, err = st.Image(); err != nil {
-		return SignedEvidence{}, err
-	}
-	out.Bundle, err = rec.Bundle(g.Signer.LogID())
+	out.Image, err = st.Image()
 	return out, err
 }

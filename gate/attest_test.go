@@ -95,7 +95,7 @@ func TestAttest(t *testing.T) {
 				wantAmongAttached(t, s, attest.ImageRef{Repository: index.Repository, Digest: d}, got.Bundle)
 			}
 			var st statementv1.Statement
-			if err := protojson.Unmarshal(got.Record.Payload, &st); err != nil {
+			if err := protojson.Unmarshal(statementOf(t, s, got), &st); err != nil {
 				t.Fatal(err)
 			}
 			if err := st.Validate(); err != nil {
@@ -105,7 +105,7 @@ func TestAttest(t *testing.T) {
 			if err := json.Compact(&compact, row.req.Predicate); err != nil {
 				t.Fatal(err)
 			}
-			if p := statement(t, got.Record, nil).Predicate; !bytes.Equal(p, compact.Bytes()) {
+			if p := statement(t, attest.Record{Envelope: attest.Envelope{Payload: statementOf(t, s, got)}}, nil).Predicate; !bytes.Equal(p, compact.Bytes()) {
 				t.Errorf("the predicate is %s, not %s", p, compact.Bytes())
 			}
 			// The same again is the same record.
@@ -538,4 +538,14 @@ func actAttest(t *testing.T, s *testkit.Stack, id attest.Identity, ref attest.Im
 	if _, err := s.Gate.Attest(t.Context(), id, crashEvidence(ref)); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// statementOf reads what was signed from the ledger: the answer has it in its bundle.
+func statementOf(t testing.TB, s *testkit.Stack, e gate.SignedEvidence) []byte {
+	t.Helper()
+	rec, err := s.Ledger.Get(t.Context(), e.Record.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rec.Payload
 }

@@ -18,6 +18,8 @@ const (
 	defaultPage = 100
 	maxPage     = 1000
 	maxArtifact = 200 // records with their bundles, about 10 KiB each
+
+	maxArtifactBytes = 8 << 20 // of their envelopes
 )
 
 // Decision returns a recorded decision by its number, for auditors and promoters
@@ -131,6 +133,8 @@ func (g *Gate) mayReadRepository(id attest.Identity, repo attest.Repository, rol
 
 // Artifact returns the first 200 records about a digest, oldest first and with
 // their bundles, for auditors and promoters of its repository. Records lists all.
+// Of other evidence and imports, what is beyond 8 MiB comes without envelope and
+// bundle: Record has them.
 func (g *Gate) Artifact(ctx context.Context, id attest.Identity, ref attest.ImageRef) ([]Item, error) {
 	if err := g.Ready(); err != nil {
 		return nil, err
@@ -143,6 +147,7 @@ func (g *Gate) Artifact(ctx context.Context, id attest.Identity, ref attest.Imag
 		Ascending: true, Limit: maxPage,
 	}
 	var out []Item
+	left := int64(maxArtifactBytes)
 	for {
 		metas, err := g.Ledger.Find(ctx, q)
 		if err != nil {
@@ -152,9 +157,17 @@ func (g *Gate) Artifact(ctx context.Context, id attest.Identity, ref attest.Imag
 			if g.mayRead(id, m.Facts, policy.Auditors, policy.Promoters) != nil {
 				continue // the same digest in a repository that is not the caller's, however often
 			}
-			it, err := g.item(ctx, m.ID)
+			size, err := g.Ledger.EnvelopeSize(ctx, m.ID)
 			if err != nil {
 				return nil, err
+			}
+			it := Item{Record: attest.Record{ID: m.ID, Index: m.Index, Facts: m.Facts}}
+			mayBeLarge := m.Kind == attest.KindEvidence || m.Kind == attest.KindImport
+			if !mayBeLarge || size <= left {
+				left -= size
+				if it, err = g.item(ctx, m.ID); err != nil {
+					return nil, err
+				}
 			}
 			if out = append(out, it); len(out) == maxArtifact {
 				return out, nil

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -53,8 +54,10 @@ type Gate struct {
 	tokens   *tokenBudget
 	evidence *evidenceCache
 	denials  *denialLimit
-	targets  *keyedLocks   // one writer at a time for each target tag
-	imports  chan struct{} // holds one element for each import under way
+	targets  *keyedLocks // one writer at a time for each target tag
+	// Bytes of large envelopes that are worked on; see weigh.
+	signing, attaching *semaphore.Weighted
+	imports            chan struct{} // holds one element for each import under way
 
 	progress progress // of the worker
 	sweeper  sweeper
@@ -70,6 +73,7 @@ func Open(ctx context.Context, cfg Config) (*Gate, error) {
 	g := &Gate{
 		Config: cfg, tokens: newTokenBudget(cfg.Now), denials: newDenialLimit(cfg.Now),
 		evidence: newEvidenceCache(cfg.Ledger, cfg.Verifier), targets: newKeyedLocks(), imports: make(chan struct{}, maxImports),
+		signing: semaphore.NewWeighted(atOnce), attaching: semaphore.NewWeighted(atOnce),
 	}
 	g.progress.changed = make(chan struct{})
 	if g.Images == nil {

@@ -1,8 +1,12 @@
 package gate
 
 import (
+	"context"
+	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/hallmarkd/hallmark/attest"
 )
@@ -228,6 +232,25 @@ func (b *tokenBudget) forget() {
 			delete(b.used, id)
 		}
 	}
+}
+
+// Of large envelopes only so many bytes are worked on at once, those that are signed
+// and those that are attached apart: each takes several times its size in memory.
+const (
+	small  = 1 << 20 // bytes of an envelope that waits for nobody
+	atOnce = 24 << 20
+)
+
+// weigh waits until n bytes may be worked on, and returns how to end that.
+func weigh(ctx context.Context, s *semaphore.Weighted, n int64) (end func(), err error) {
+	if n <= small {
+		return func() {}, nil
+	}
+	n = min(n, atOnce) // what is larger waits for all others
+	if err := s.Acquire(ctx, n); err != nil {
+		return nil, fmt.Errorf("waiting for other large evidence: %w", err)
+	}
+	return func() { s.Release(n) }, nil
 }
 
 // keyedLocks gives one lock for each key in use.

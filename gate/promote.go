@@ -398,7 +398,7 @@ func (g *Gate) attachSummary(ctx context.Context, s attest.Statement, p attest.P
 		if len(v.Certificate) == 0 {
 			continue // plain DSSE is for those who ask for it: cosign reads bundles
 		}
-		if err := g.attach(ctx, v, img); err != nil {
+		if err := g.attach(ctx, v.ID, img); err != nil {
 			return err
 		}
 	}

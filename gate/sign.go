@@ -49,7 +49,7 @@ func (g *Gate) Sign(ctx context.Context, id attest.Identity, req SignRequest) ([
 		}
 	}
 	if allowed > 0 {
-		if err := req.predicates(); err != nil {
+		if err := g.checkAll(ctx, req.Evidence); err != nil {
 			return nil, err
 		}
 		// 2. A token that is good for one request is this one's from here on.
@@ -398,7 +398,7 @@ func (g *Gate) awaitAttached(ctx context.Context, img attest.Image, tasked bool,
 	defer cancel()
 	for _, r := range recs {
 		_, err := share(waiting, g, attest.Key("attach", r.ID.String()), func(ctx context.Context) (struct{}, error) {
-			return struct{}{}, g.attach(ctx, r, img)
+			return struct{}{}, g.attach(ctx, r.ID, img)
 		})
 		if err != nil {
 			g.Logger.Warn("attaching what a repeated request asks for", "record", r.ID.String(), "error", err)

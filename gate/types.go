@@ -89,8 +89,8 @@ type SignedEvidence struct {
 	PredicateType, Name string
 	Err                 error // nil when it was signed; the fields below are then set
 	Image               attest.Image
-	Record              attest.Record
-	Bundle              []byte // Sigstore bundle v0.3 JSON; of Sign only when the caller attaches it
+	Record              attest.Record // without its payload, which may be large and is in Bundle
+	Bundle              []byte        // Sigstore bundle v0.3 JSON; of Sign only when the caller attaches it
 	Attach              AttachState
 	Repeated            bool
 

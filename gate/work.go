@@ -189,15 +189,24 @@ func backoff(attempts int) time.Duration {
 
 // attachTask attaches a record to the one image that a task names.
 func (g *Gate) attachTask(ctx context.Context, t ledger.Task) error {
-	rec, err := g.Ledger.Get(ctx, t.Record)
-	if err != nil {
-		return err
-	}
-	return g.attach(ctx, rec, attest.Image{Ref: t.Ref})
+	return g.attach(ctx, t.Record, attest.Image{Ref: t.Ref})
 }
 
 // attach puts a record's bundle beside an image and its platforms in the registry.
-func (g *Gate) attach(ctx context.Context, rec attest.Record, img attest.Image) error {
+func (g *Gate) attach(ctx context.Context, id attest.RecordID, img attest.Image) error {
+	size, err := g.Ledger.EnvelopeSize(ctx, id)
+	if err != nil {
+		return err
+	}
+	done, err := weigh(ctx, g.attaching, size)
+	if err != nil {
+		return err
+	}
+	defer done()
+	rec, err := g.Ledger.Get(ctx, id)
+	if err != nil {
+		return err
+	}
 	bundle, err := rec.Bundle(g.Signer.LogID())
 	if err != nil {
 		return err

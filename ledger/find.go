@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/hallmarkd/hallmark/attest"
 )
 
@@ -69,6 +71,27 @@ func (l *Ledger) complement(ctx context.Context, r *attest.Record) (err error) {
 	}
 	r.Checkpoint, r.Proof = cp.note, proofs[0]
 	return nil
+}
+
+// EnvelopeSize returns how many bytes the envelope of a record takes in memory, without
+// reading it: what is stored says so at its beginning. RECORD_NOT_FOUND.
+func (l *Ledger) EnvelopeSize(ctx context.Context, id attest.RecordID) (int64, error) {
+	if err := l.ready(); err != nil {
+		return 0, err
+	}
+	var head []byte
+	err := l.index.row(ctx, `SELECT substr(content, 1, $1) FROM envelopes WHERE leaf = $2`, []any{zstd.HeaderMaxSize, id[:]}, &head)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, attest.Errorf(attest.RecordNotFound, "there is no record %s", id)
+	}
+	if err != nil {
+		return 0, unavailable("reading the size of record "+id.String(), err)
+	}
+	var h zstd.Header
+	if err := h.Decode(head); err != nil || !h.HasFCS || h.FrameContentSize > maxContent {
+		return maxContent, nil // it cannot be more
+	}
+	return int64(h.FrameContentSize), nil
 }
 
 // ByKey returns the record that answers a request with this natural key, hex as

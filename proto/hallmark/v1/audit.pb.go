@@ -113,7 +113,8 @@ func (x *GetArtifactResponse) GetRecords() []*ArtifactRecord {
 	return nil
 }
 
-// ArtifactRecord is one record with its statement and bundle.
+// ArtifactRecord is one record with its statement and bundle. GetArtifact leaves them
+// out of large evidence; GetRecord never does.
 type ArtifactRecord struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Record *Record                `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
