@@ -8,16 +8,18 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/internal/dev"
 	"github.com/hallmarkd/hallmark/internal/testkit"
+	"github.com/hallmarkd/hallmark/internal/testkit/abroad"
+	"github.com/hallmarkd/hallmark/verifier/foreign"
 )
 
-// The commands against the whole service: a job signs, the gate moves stages and
-// refuses, an auditor asks, and the summary proves the stage without the service.
-func TestAgainstTheService(t *testing.T) {
-	s := testkit.NewStack(t, testkit.Options{})
-	pushed := s.PushOn(s.PushBase("static", "12"), "12", "acme/api")
+// against returns how to run the command against a service with a token, and which
+// exit code to expect; it answers what was printed.
+func against(t *testing.T, s *testkit.Stack) func(want int, token string, args ...string) string {
 	dir := t.TempDir()
-	do := func(want int, token string, args ...string) string {
+	return func(want int, token string, args ...string) string {
 		t.Helper()
 		a := &app{getenv: func(k string) string {
 			return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": token}[k]
@@ -26,9 +28,15 @@ func TestAgainstTheService(t *testing.T) {
 		if code != want {
 			t.Fatalf("hallmark %s: exit %d, want %d\n%s\n%s", strings.Join(args, " "), code, want, stdout, stderr)
 		}
+		if code != exitOK {
+			return stdout + stderr
+		}
 		return stdout
 	}
-	contains := func(got string, parts ...string) {
+}
+
+func containing(t *testing.T) func(got string, parts ...string) {
+	return func(got string, parts ...string) {
 		t.Helper()
 		for _, part := range parts {
 			if !strings.Contains(got, part) {
@@ -36,6 +44,15 @@ func TestAgainstTheService(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The commands against the whole service: a job signs, the gate moves stages and
+// refuses, an auditor asks, and the summary proves the stage without the service.
+func TestAgainstTheService(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{})
+	pushed := s.PushOn(s.PushBase("static", "12"), "12", "acme/api")
+	dir := t.TempDir()
+	do, contains := against(t, s), containing(t)
 	ref, job := pushed.String(), s.Token(nil)
 	auditor := s.PersonToken("a-1", "audit")
 
@@ -91,26 +108,8 @@ func TestAgainstTheService(t *testing.T) {
 func TestEvidenceAgainstTheService(t *testing.T) {
 	s := testkit.NewStack(t, testkit.Options{})
 	pushed := s.PushOn(s.PushBase("static", "12"), "12", "acme/api")
-	ref, dir := pushed.String(), t.TempDir()
-	do := func(want int, token string, args ...string) string {
-		t.Helper()
-		a := &app{getenv: func(k string) string {
-			return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": token}[k]
-		}}
-		code, stdout, stderr := run1(t, a, append([]string{"--server", s.URL}, args...)...)
-		if code != want {
-			t.Fatalf("hallmark %s: exit %d, want %d\n%s\n%s", strings.Join(args, " "), code, want, stdout, stderr)
-		}
-		return stdout + stderr
-	}
-	contains := func(got string, parts ...string) {
-		t.Helper()
-		for _, part := range parts {
-			if !strings.Contains(got, part) {
-				t.Errorf("no %q in\n%s", part, got)
-			}
-		}
-	}
+	ref := pushed.String()
+	do, contains := against(t, s), containing(t)
 	job, auditor := s.Token(nil), s.PersonToken("a-1", "audit")
 	sbom := file(t, "sbom.json", `{"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}`)
 	report := file(t, "unit.xml", `<testsuite><testcase classname="c" name="a"/><testcase name="b"><failure/></testcase></testsuite>`)
@@ -139,4 +138,22 @@ func TestEvidenceAgainstTheService(t *testing.T) {
 		"ref": "refs/heads/dev", "workflow_ref": "acme/api/.github/workflows/release.yml@refs/heads/dev", "job_workflow_ref": "acme/api/.github/workflows/release.yml@refs/heads/dev",
 	})
 	contains(do(exitNotPermitted, branch, "sign", ref), "[SOURCE_NOT_ALLOWED]", `x   id.ref == "refs/heads/main"`, `id.ref = "refs/heads/dev"`, "ok  id.repository_id == ")
+}
+
+// What a vendor has signed is imported under its configured key; the rest is told.
+func TestImportAgainstTheService(t *testing.T) {
+	vendor := abroad.NewVendor(t)
+	job := "id.repository_id == '" + dev.GitHubID(testkit.Source) + "'"
+	s := testkit.NewStack(t, testkit.Options{
+		Foreign: []foreign.Root{{Name: "vendor", Key: file(t, "vendor.pub", string(vendor.PEM))}},
+		Policy:  "version: 1\nroles:\n  importers:\n  - {issuer: github, images: [\"REGISTRY/acme/*\"], when: \"" + job + "\"}\n",
+	})
+	do, contains := against(t, s), containing(t)
+	ref := s.PushApp("acme/api").ImageRef
+	contains(do(exitNotFound, s.Token(nil), "import", ref.String()), "[NOTHING_TO_IMPORT]")
+	stranger := abroad.Refer(t, ref, ref.Digest, abroad.BundleType, abroad.NewVendor(t).Bundle(abroad.Statement(t, attest.PredicateVulns, nil, ref.Digest)))
+	contains(do(exitNotFound, s.Token(nil), "import", ref.String()), "SKIPPED  "+stranger.String(), "[NOTHING_TO_IMPORT]")
+	abroad.Refer(t, ref, ref.Digest, abroad.BundleType, vendor.Bundle(abroad.Statement(t, attest.PredicateVulns, nil, ref.Digest)))
+	contains(do(exitOK, s.Token(nil), "import", ref.String()), "IMPORTED  Sigstore bundle, vouched for by the root vendor\n", "type       "+attest.PredicateVulns, "signed by  the key ", "SKIPPED  "+stranger.String())
+	contains(do(exitOK, s.Token(nil), "import", ref.String()), "(recorded before)")
 }
