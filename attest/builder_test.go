@@ -106,6 +106,10 @@ func TestBuilderFits(t *testing.T) {
 			id.Build.SignerURI = "https://ghes.example.com/" + reusable + "@refs/tags/v1"
 		}, false},
 		{"D10 reusable workflow, server unknown", reusableB, "github", func(id *attest.Identity) { onReusable(id); id.Build.OwnerURI = "" }, false},
+		{"D10 reusable workflow, names without a server", reusableB, "github", func(id *attest.Identity) {
+			onReusable(id)
+			id.Build.OwnerURI, id.Build.SignerURI = "", reusable+"@refs/tags/v1"
+		}, false},
 		{"B04 reusable workflow at no commit", reusableB, "github", func(id *attest.Identity) { onReusable(id); id.Build.SignerDigest = "" }, false},
 		{"B09 reusable workflow at a short commit", reusableB, "github", func(id *attest.Identity) { onReusable(id); id.Build.SignerDigest = "bbbbbbb" }, false},
 		{"B09 reusable workflow at a tag", reusableB, "github", func(id *attest.Identity) { onReusable(id); id.Build.SignerDigest = "v1" }, false},
@@ -189,6 +193,23 @@ func TestCheckParameters(t *testing.T) {
 				t.Errorf("%q, want %q", got, attest.StatementMalformed)
 			}
 		})
+	}
+}
+
+// Of a parameter that is there twice, some readers take the first and some the last.
+func TestCheckParametersTwice(t *testing.T) {
+	s, _ := read(t, write(t, provenances()["gitlab"]))
+	good := `"externalParameters":{"source":"https://git.example.com/acme/api"`
+	twice := strings.Replace(string(s.Predicate), good, `"externalParameters":{"source":"https://git.example.com/evil/api","source":"https://git.example.com/acme/api"`, 1)
+	if twice == string(s.Predicate) {
+		t.Fatalf("nothing to change: %s", good)
+	}
+	p, err := attest.ParseProvenance(json.RawMessage(twice))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := attest.ReasonOf(p.CheckParameters()); got != attest.StatementMalformed {
+		t.Errorf("D09 parameter twice: %q, want %q", got, attest.StatementMalformed)
 	}
 }
 
