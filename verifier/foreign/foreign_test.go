@@ -11,6 +11,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"maps"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -315,6 +317,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"C12 no proof of the time, certificate still good", w.stamped, attest.FormSignature, vouched(lacking(lacking(sig, "bundle"), "rfc3161timestamp")), attest.RootMismatch, "nothing proves when"},
 		{"C22 timestamp of another layer", w.stamped, attest.FormSignature, vouched(with(sig, "rfc3161timestamp", w.ours.Signature(simple, time.Time{}).Annotations["dev.sigstore.cosign/rfc3161timestamp"])), attest.RootMismatch, "vouches for its timestamp"},
 		{"C04 layer whose certificate was expired", w.logged, attest.FormSignature, vouched(lacking(w.ours.Signature(simple, late), "rfc3161timestamp")), attest.RootMismatch, "expired"},
+		{"C04 layer whose authority had ended", mustOpen(t, logged, ended(t, w.ours)), attest.FormSignature, vouched(sig), attest.RootMismatch, "leaf certificate verification failed"},
 		{"C14 layer whose certificate is in no certificate log", mustOpen(t, foreign.Root{}, withCertificateLog(t, w.ours)), attest.FormSignature, vouched(sig), attest.RootMismatch, "SCT"},
 		{"C22 log entry without a body", w.logged, attest.FormSignature, vouched(with(sig, "bundle", `{"SignedEntryTimestamp":"AA==","Payload":{"body":null}}`)), attest.LogEntryMismatch, "bundle"},
 		{"C22 log entry that is no JSON", w.logged, attest.FormSignature, vouched(with(sig, "bundle", `{`)), attest.LogEntryMismatch, "bundle"},
@@ -495,6 +498,43 @@ func exchange(t testing.TB, raw []byte, name string, value any) []byte {
 func withCertificateLog(t testing.TB, s *abroad.Sigstore) []byte {
 	t.Helper()
 	return edit(t, s.TrustedRoot(), func(m object) { m["ctlogs"] = m["tlogs"] })
+}
+
+// ended has the authority end before the log's time and after the certificates begin.
+func ended(t testing.TB, s *abroad.Sigstore) []byte {
+	t.Helper()
+	return edit(t, s.TrustedRoot(), func(m object) {
+		authority := object(m["certificateAuthorities"].([]any)[0].(map[string]any))
+		authority.in("validFor")["end"] = time.Now().Add(time.Minute).UTC().Format(time.RFC3339)
+	})
+}
+
+// A certificate names one holder, or nobody can say who signed (attacks D09).
+func TestForeigner(t *testing.T) {
+	uri, err := url.Parse("https://vendor.example/release")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name string
+		cert x509.Certificate
+		want string
+	}{
+		{"e-mail", x509.Certificate{EmailAddresses: []string{"a@vendor.example"}}, "a@vendor.example"},
+		{"URI", x509.Certificate{URIs: []*url.URL{uri}}, "https://vendor.example/release"},
+		{"D09 two e-mails", x509.Certificate{EmailAddresses: []string{"a@vendor.example", "b@vendor.example"}}, ""},
+		{"D09 e-mail and URI", x509.Certificate{EmailAddresses: []string{"a@vendor.example"}, URIs: []*url.URL{uri}}, ""},
+		{"D09 URI and host", x509.Certificate{DNSNames: []string{"vendor.example"}, URIs: []*url.URL{uri}}, ""},
+		{"D09 e-mail and address", x509.Certificate{EmailAddresses: []string{"a@vendor.example"}, IPAddresses: []net.IP{net.IPv4zero}}, ""},
+		{"host only", x509.Certificate{DNSNames: []string{"vendor.example"}}, ""},
+		{"nobody", x509.Certificate{}, ""},
+		{"empty e-mail", x509.Certificate{EmailAddresses: []string{""}}, ""},
+	} {
+		who, err := foreign.Foreigner(&row.cert)
+		if (err == nil) != (row.want != "") || row.want != "" && who.SAN != row.want {
+			t.Errorf("%s: %+v, %v", row.name, who, err)
+		}
+	}
 }
 
 // weakAuthority replaces the log's key by one of 1024 bits.

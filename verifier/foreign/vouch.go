@@ -56,7 +56,8 @@ func (t *trusted) legacy(ctx context.Context, e *evidence, want attest.Digest) (
 	}
 	// 2. When it was signed. cosign takes the present time where nothing proves
 	// another, and indexes an empty list for a timestamp that nobody vouches for.
-	if at, err = t.time(e); err != nil {
+	times, err := t.times(e)
+	if err != nil {
 		return who, at, err
 	}
 	// 3. cosign, offline: with IgnoreTlog or with the entry that came along.
@@ -87,32 +88,36 @@ func (t *trusted) legacy(ctx context.Context, e *evidence, want attest.Digest) (
 		if !logged {
 			return who, at, fmt.Errorf("no entry of the log came along")
 		}
-		at = earlier(at, time.Unix(e.rekor.Payload.IntegratedTime, 0))
+		times = append(times, time.Unix(e.rekor.Payload.IntegratedTime, 0))
 	}
-	if at.IsZero() {
+	if len(times) == 0 {
 		return who, at, fmt.Errorf("nothing proves when it was signed")
 	}
-	// 5. The whole chain at that time; cosign looks at the leaf alone (attacks C04).
-	if _, err := verify.VerifyLeafCertificate(at, e.cert, t.material); err != nil {
-		return who, at, fmt.Errorf("at %s: %w", attest.Time(at), err)
+	// 5. The whole chain at every one of these times; cosign looks at the leaf alone
+	// (attacks C04).
+	for _, proved := range times {
+		if _, err := verify.VerifyLeafCertificate(proved, e.cert, t.material); err != nil {
+			return who, time.Time{}, fmt.Errorf("at %s: %w", attest.Time(proved), err)
+		}
+		at = earlier(at, proved)
 	}
 	who, err = foreigner(e.cert)
 	return who, at, err
 }
 
-// time returns the time of a layer's timestamp under the root, zero when it has none
+// times returns the time of a layer's timestamp under the root, none when it has none
 // or the root names no authority for it.
-func (t *trusted) time(e *evidence) (time.Time, error) {
+func (t *trusted) times(e *evidence) ([]time.Time, error) {
 	authorities := t.material.TimestampingAuthorities()
 	if e.timestamp == nil || len(authorities) == 0 {
-		return time.Time{}, nil
+		return nil, nil
 	}
 	for _, tsa := range authorities {
 		if stamp, err := tsa.Verify(e.timestamp, e.signed); err == nil && stamp != nil {
-			return stamp.Time, nil
+			return []time.Time{stamp.Time}, nil
 		}
 	}
-	return time.Time{}, fmt.Errorf("no authority of the root vouches for its timestamp")
+	return nil, fmt.Errorf("no authority of the root vouches for its timestamp")
 }
 
 // foreigner reads who a verified certificate was issued to. It has one name: of two,
