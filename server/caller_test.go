@@ -1,10 +1,13 @@
 package server_test
 
 import (
+	"encoding/json"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -210,5 +213,85 @@ func TestNothingIsSigned(t *testing.T) {
 	clock.Add(5 * time.Second)
 	if err := sign(fresh); err != nil {
 		t.Errorf("after all of it: %v", err)
+	}
+}
+
+// B06: accounts of the same name in two clusters that share an issuer are two, for
+// roles and in certificates.
+func TestB06RolesOfClusters(t *testing.T) {
+	const shared = "https://kubernetes.default.svc.cluster.local"
+	clusters := map[string]*dev.Issuer{}
+	var issuers []identity.Issuer
+	for _, name := range []string{"east", "west"} {
+		k, err := dev.NewIssuer(dev.IssuerConfig{URL: "http://127.0.0.1:1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := json.Marshal(k.Keys())
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(t.TempDir(), "jwks")
+		if err := os.WriteFile(file, keys, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		clusters[name] = k
+		issuers = append(issuers, identity.Issuer{
+			Name: name, Provider: "kubernetes", Issuer: shared, KnownAs: "https://" + name + ".example.com", Audience: name, JWKSFile: file,
+		})
+	}
+	s := testkit.NewStack(t, testkit.Options{
+		Issue: func(all *[]identity.Issuer) { *all = append(*all, issuers...) },
+		Policy: strings.Replace(testkit.DefaultPolicy("REGISTRY"), "  signers:\n",
+			"  signers:\n  - {issuer: east, images: [\"REGISTRY/acme/*\"], when: \"id.subject == 'system:serviceaccount:ci:builder'\"}\n", 1),
+	})
+	sign := func(from, audience string) *pb.SignedImage {
+		t.Helper()
+		token, err := clusters[from].Mint(map[string]any{
+			"iss": shared, "aud": audience, "sub": "system:serviceaccount:ci:builder", "kubernetes.io": map[string]any{
+				"namespace": "ci", "pod": map[string]any{"name": "b-1", "uid": "5e9d1a2b-3c4d"}, "serviceaccount": map[string]any{"name": "builder", "uid": "0b8a4c5e-6d0f"},
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := pb.NewSigningServiceClient(s.Dial(token)).SignImages(t.Context(), &pb.SignImagesRequest{Images: []*pb.SignImage{{Image: s.PushApp("acme/api").String()}}})
+		if err != nil {
+			return &pb.SignedImage{Refusal: &pb.Refusal{Reason: string(reasonOf(status.Convert(err)))}}
+		}
+		return resp.GetResults()[0]
+	}
+	east := sign("east", "east")
+	if east.GetRefusal() != nil || east.GetCommit() != "" {
+		t.Fatalf("east: %v", east)
+	}
+	digest, err := attest.ParseDigest(east.GetImage()[strings.Index(east.GetImage(), "@")+1:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev, err := s.Verifier.Bundle(east.GetProvenanceBundle(), digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ev.Signer(); got.Issuer != "https://east.example.com" || got.SAN != "https://kubernetes.io/namespaces/ci/serviceaccounts/builder" {
+		t.Errorf("B06: signed by %s of %s", got.SAN, got.Issuer)
+	}
+	size := s.Ledger.Size()
+	for _, row := range []struct {
+		name, from, audience string
+		want                 attest.Reason
+	}{
+		{"B06 same account of another cluster", "west", "west", attest.RoleMissing},
+		{"B06 with the first one's audience", "west", "east", attest.TokenKeyUnknown},
+		{"B06 first one's with its audience", "east", "west", attest.TokenKeyUnknown},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			if got := sign(row.from, row.audience).GetRefusal().GetReason(); got != string(row.want) {
+				t.Errorf("refused for %q, want %q", got, row.want)
+			}
+		})
+	}
+	if s.Ledger.Size() != size {
+		t.Error("B06: something was recorded")
 	}
 }
