@@ -235,3 +235,54 @@ func TestG07Foreign(t *testing.T) {
 		t.Errorf("%d requests, the bundle among them: %v", len(asked), found)
 	}
 }
+
+// Bundles crowd out nothing but bundles, layers nothing but layers, and all of it
+// together has a bound in bytes (attacks G07, G19).
+func TestG07ForeignBounds(t *testing.T) {
+	f := newFake(t, nil)
+	ref := f.serve("acme", ociManifest, manifest(""))
+	tag := "sha256-" + ref.Digest.Hex()
+	var entries, layers []string
+	for i := range 200 {
+		body := manifest(fmt.Sprintf(`,"annotations":{"n":"%d"}`, i))
+		f.serve("acme", ociManifest, body)
+		entries = append(entries, fmt.Sprintf(`{"mediaType":%q,"artifactType":%q,"digest":%q,"size":%d}`, ociManifest, bundleType, attest.Hash([]byte(body)), len(body)))
+		layers = append(layers, descriptor("application/vnd.dev.cosign.simplesigning.v1+json", "payload", ""))
+	}
+	layout := func(layers ...string) string {
+		return `{"schemaVersion":2,"mediaType":"` + ociManifest + `","config":` + descriptor("application/vnd.oci.image.config.v1+json", "{}", "") + `,"layers":[` + strings.Join(layers, ",") + `]}`
+	}
+	f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[` + strings.Join(entries, ",") + `]}`})
+	f.set("/v2/acme/manifests/"+tag+".sig", page{header: map[string]string{"Content-Type": ociManifest}, body: layout(layers...)})
+	f.set("/v2/acme/blobs/"+attest.Hash([]byte("payload")).String(), page{body: "payload"})
+	// Five layers of 15 MiB do not fit.
+	big := strings.Repeat("x", 15<<20)
+	part := descriptor("application/vnd.dsse.envelope.v1+json", big, "")
+	f.set("/v2/acme/manifests/"+tag+".att", page{header: map[string]string{"Content-Type": ociManifest}, body: layout(part, part, part, part, part)})
+	f.set("/v2/acme/blobs/"+attest.Hash([]byte(big)).String(), page{body: big})
+
+	why, layersRead, bytesRead := map[string]string{}, 0, 0
+	err := newClient(t, registry.Config{Hosts: plain(f.host())}).Foreign(t.Context(), ref, func(found registry.Found) error {
+		if found.Err != nil {
+			why[found.Place] = found.Err.Error()
+		} else if found.Form == attest.FormSignature {
+			layersRead++
+		} else {
+			bytesRead++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for place, words := range map[string]string{
+		"referrers of " + ref.Digest.String(): "TOO_LARGE: 72 further referrers", tag + ".sig": "TOO_LARGE: 72 further layers", tag + ".att#4": "TOO_LARGE: what is beside",
+	} {
+		if !strings.HasPrefix(why[place], words) {
+			t.Errorf("%s: %q, want %q", place, why[place], words)
+		}
+	}
+	if layersRead != 128 || bytesRead != 4 || len(why) != 3 {
+		t.Errorf("%d layers, %d large ones, %v", layersRead, bytesRead, why)
+	}
+}
