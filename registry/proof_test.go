@@ -537,19 +537,55 @@ func TestG19LayerSizes(t *testing.T) {
 		name   string
 		size   int
 		result attest.BaseResult
+		detail string
 	}{
-		{"its size", len(kept), attest.ProvenDiffIDs},
-		{"smaller", len(kept) - 1, attest.Claimed},
-		{"larger", len(kept) + 1, attest.Claimed},
-		{"nothing", 0, attest.Claimed},
-		{"more than is read", 2 << 30, attest.Claimed},
+		{"its size", len(kept), attest.ProvenDiffIDs, ""},
+		{"smaller", len(kept) - 1, attest.Claimed, ""},
+		{"larger", len(kept) + 1, attest.Claimed, ""},
+		{"nothing", 0, attest.Claimed, ""},
+		{"more than is read", 2 << 30, attest.Claimed, "the layers have more than 1073741824 bytes"},
 	} {
 		t.Run("G19 "+row.name, func(t *testing.T) {
 			layer := strings.Replace(honest, `"size":`+itoa(len(kept)), `"size":`+itoa(row.size), 1)
 			got, err := c.Image(t.Context(), f.serve("team/app", ociManifest, of(layer)), base.String(), nil)
 			want(t, err, "")
-			if got.Base.Result != row.result {
+			if got.Base.Result != row.result || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
 				t.Errorf("got %s %v", got.Base.Result, got.Base.Claims)
+			}
+		})
+	}
+}
+
+// D12: a configuration that lists fewer contents, or more, than there are layers
+// proves nothing, the base's no more than the image's.
+func TestD12ConfigurationsThatDoNotListTheLayers(t *testing.T) {
+	t.Parallel()
+	host := devRegistry(t)
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	base, app := amd(t, "r", "b"), amd(t, "r:zstd", "b", "app")
+	listing := func(img v1.Image, n int) v1.Image {
+		return images.WithConfig(t, img, func(c *v1.ConfigFile) {
+			c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, c.RootFS.DiffIDs...)[:n]
+		})
+	}
+	for _, row := range []struct {
+		name      string
+		base, app v1.Image
+		detail    string
+	}{
+		{"the base's is empty", listing(base, 0), app, "the base's configuration does not list its layers"},
+		{"the base's is too short", listing(base, 1), app, "the base's configuration does not list its layers"},
+		{"the base's is too long", listing(base, 3), app, "the base's configuration does not list its layers"},
+		{"the image's is empty", base, listing(app, 0), "the image's configuration does not list its layers"},
+		{"the image's is too short", base, listing(app, 2), "the image's configuration does not list its layers"},
+		{"the image's is too long", base, listing(app, 4), "the image's configuration does not list its layers"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			hint := push(t, host+"/base/debian", "12", row.base)
+			got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", row.app), hint.String(), nil)
+			want(t, err, "")
+			if got.Base.Result != attest.Claimed || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
+				t.Errorf("got %s %q", got.Base.Result, got.Base.Claims[0].Detail)
 			}
 		})
 	}
