@@ -1,6 +1,7 @@
 package identity_test
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -44,7 +45,12 @@ type authority struct {
 
 func newAuthority(t *testing.T, c *clock, id string) *authority {
 	t.Helper()
-	a := &authority{key: newKey(t), clock: c}
+	return authorityOf(t, c, id, newKey(t))
+}
+
+func authorityOf(t *testing.T, c *clock, id string, key crypto.Signer) *authority {
+	t.Helper()
+	a := &authority{key: key, clock: c}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: c.Now().Add(-time.Hour), NotAfter: c.Now().Add(24 * time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign, URIs: []*url.URL{parseURL(t, id)},
@@ -564,7 +570,12 @@ func TestA24CertificateAtEveryCall(t *testing.T) {
 func FuzzCertificate(f *testing.F) {
 	t := &testing.T{}
 	c := newClock()
-	ca := newAuthority(t, c, "spiffe://"+trustDomain)
+	// The key is the same in every process: seeds and corpus are good in all of them.
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		f.Fatal(err)
+	}
+	ca := authorityOf(t, c, "spiffe://"+trustDomain, key)
 	dir := f.TempDir()
 	conf := identity.Issuer{
 		Name: "mesh", Provider: "spiffe", Issuer: "spiffe://" + trustDomain, TrustDomain: trustDomain,
