@@ -40,7 +40,7 @@ test: deps lint tools build
 	ci/size.sh bin/hallmark $(CLIENT_BYTES)
 
 # Every fuzz test for a bounded time each: make fuzz FUZZTIME=5m looks harder.
-FUZZTIME ?= 5s
+FUZZTIME ?= 3s
 
 .PHONY: fuzz
 fuzz:
