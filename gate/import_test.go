@@ -124,6 +124,8 @@ func TestImport(t *testing.T) {
 	said := abroad.Statement(t, "https://slsa.dev/provenance/v1", nil, a.img.Digest)
 	content := a.signature(t)
 	a.refer(t, content)
+	// The same bytes in another place are the same evidence.
+	abroad.Refer(t, a.img, a.img.Digest, "application/vnd.dev.sigstore.bundle+json;version=0.3", content)
 	a.refer(t, a.vendor.Bundle(said, abroad.Parts{}))
 	abroad.Legacy(t, a.img, ".sig", a.vendor.Signature(abroad.Simple(a.img.Digest.String()), time.Time{}), a.key.Signature(abroad.Simple(a.img.Digest.String())))
 	abroad.Legacy(t, a.img, ".att", a.vendor.Attestation(said))
