@@ -71,14 +71,14 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	} else {
 		a = s.admit(r.Context(), r.URL.Path, c)
 	}
-	to, most := s.grpc, int64(maxBody)
+	to := s.grpc
 	if a.err == nil && bringsEvidence[r.URL.Path] {
 		var n int64
 		if n, r.Body = firstMessage(r.Body); n > maxBody {
 			var leave func()
 			if leave, a.err = s.admitLarge(a.identity, n); a.err == nil {
 				defer leave()
-				to, most = s.grpcLarge, n
+				to = s.grpcLarge
 			}
 		}
 	}
@@ -86,9 +86,6 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 		// The interceptor answers; all it is given is one empty message.
 		r.Body = io.NopCloser(bytes.NewReader(make([]byte, prefix)))
 	}
-	// The gRPC server takes in a body as fast as it comes, also behind the message
-	// that it waits for.
-	r.Body = http.MaxBytesReader(w, r.Body, most+prefix)
 	to.ServeHTTP(w, r.WithContext(admitted(r.Context(), a)))
 }
 
