@@ -286,11 +286,8 @@ func (q *inquiry) unpack(ctx context.Context, l v1.Descriptor) (attest.Digest, i
 // reading counts and hashes what is read, and tells a failure to read from one
 // to decompress.
 type reading struct {
-	from io.Reader
-	hash interface {
-		io.Writer
-		Sum([]byte) []byte
-	}
+	from   io.Reader
+	hash   hash.Hash
 	n      int64
 	failed error
 }
