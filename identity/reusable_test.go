@@ -77,12 +77,10 @@ func TestReusableWorkflows(t *testing.T) {
 
 // What the caller changes after New lists nothing.
 func TestReusableWorkflowsAreCopied(t *testing.T) {
-	var conf identity.Issuer
-	d := documented(t, "github-reusable-workflow", func(i *identity.Issuer) {
-		i.ReusableWorkflows = []identity.ReusableWorkflow{{Workflow: "a/b/c.yml", Commits: []string{commit}}}
-		conf = *i
-	})
-	conf.ReusableWorkflows[0].Workflow, conf.ReusableWorkflows[0].Commits[0] = "octo-org/pipelines/.github/workflows/image.yml", "9c1f2d3e4b5a69788796a5b4c3d2e1f00f1e2d3c"
+	const listed, at = "octo-org/pipelines/.github/workflows/image.yml", "9c1f2d3e4b5a69788796a5b4c3d2e1f00f1e2d3c"
+	conf := []identity.ReusableWorkflow{{Workflow: listed, Commits: []string{commit}}, {Workflow: "a/b/c.yml", Commits: []string{at}}}
+	d := documented(t, "github-reusable-workflow", func(i *identity.Issuer) { i.ReusableWorkflows = conf })
+	conf[0].Commits[0], conf[1].Workflow = at, listed
 	if id := accepted(t, d.auth, d.token(t, nil)); id.Reusable != "" {
 		t.Fatalf("reusable %q", id.Reusable)
 	}
