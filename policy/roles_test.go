@@ -131,6 +131,47 @@ func TestAllowTellsWantedAndGot(t *testing.T) {
 	}
 }
 
+// Attesters are of either kind and sign no images; signers are jobs, and none of their
+// entries makes an attester: the gate asks for both roles.
+func TestAttesters(t *testing.T) {
+	p := mustLoad(t, `version: 1
+roles:
+  signers:
+  - {issuer: github, images: ["registry.example.com/payments/*"], when: "id.ref == 'refs/heads/main'"}
+  attesters:
+  - {issuer: github, images: ["registry.example.com/payments/*"], when: "id.ref == 'refs/heads/scan'"}
+  - {issuer: corp, images: ["registry.example.com/payments/*"], when: "'qa' in id.groups"}
+`)
+	for _, row := range []struct {
+		name             string
+		id               attest.Identity
+		signer, attester attest.Reason
+	}{
+		{"a signer", job(), "", attest.SourceNotAllowed},
+		{"an attester", job(ref("refs/heads/scan")), attest.SourceNotAllowed, ""},
+		{"a person", person("qa"), attest.RoleMissing, ""},
+		{"another person", person("dev"), attest.RoleMissing, attest.SourceNotAllowed},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			for role, want := range map[policy.Role]attest.Reason{policy.Signers: row.signer, policy.Attesters: row.attester} {
+				if got := attest.ReasonOf(p.Allow(role, row.id, api)); got != want {
+					t.Errorf("%s: %q, want %q", role, got, want)
+				}
+			}
+			wantRoleMissing(t, p, row.id)
+		})
+	}
+}
+
+func wantRoleMissing(t *testing.T, p *policy.Policy, id attest.Identity) {
+	t.Helper()
+	for _, role := range []policy.Role{policy.Signers, policy.Attesters} {
+		if got := attest.ReasonOf(p.Allow(role, id, billing)); got != attest.RoleMissing {
+			t.Errorf("%s elsewhere: %q", role, got)
+		}
+	}
+}
+
 // Of several entries the nearest is told, and nothing of those for others.
 func TestAllowTellsTheNearestEntryOnly(t *testing.T) {
 	p := mustLoad(t, `version: 1
