@@ -57,13 +57,11 @@ func (i *issuer) withoutIss() bool {
 	return i.Provider == spiffe && i.Issuer.Issuer == spiffeScheme+i.TrustDomain
 }
 
-// keyUse says what use a key of the issuer may have (RFC 7517, section 4.2).
+// keyUse says what use a key in the issuer's JWK set may have (RFC 7517, section
+// 4.2). That of a trust domain is a bundle, or comes from OpenID discovery.
 func (i *issuer) keyUse() []string {
-	switch {
-	case i.BundleFile != "":
-		return []string{useJWTSVID} // others must be ignored
-	case i.Provider == spiffe:
-		return []string{"", "sig", useJWTSVID} // of a bundle, or of OpenID discovery
+	if i.Provider == spiffe {
+		return []string{"", "sig", useJWTSVID}
 	}
 	return []string{"", "sig"}
 }

@@ -305,6 +305,49 @@ func TestA26BundleUse(t *testing.T) {
 	}
 }
 
+// What a bundle publishes for something else is as if it were not there, even under
+// the kid of a key for tokens.
+func TestA26BundleIgnoresOthers(t *testing.T) {
+	c := newClock()
+	i := startIssuer(t, c, "ES256")
+	own, other := i.Keys().Keys[0], startIssuer(t, c, "ES256").Keys().Keys[0]
+	own.Use, other.Use, other.KeyID = "jwt-svid", "wit-svid", own.KeyID
+	conf := newDomain(t, i)
+	writeFile(t, conf.BundleFile, mustJSON(t, map[string]any{"keys": []any{other, own}}))
+	a := newAuth(t, c, conf)
+	accepted(t, a, mint(t, i, svidClaims(nil)))
+	token, err := i.MintRaw(map[string]any{"kid": nil}, mustJSON(t, map[string]any{"aud": service, "sub": workload, "exp": c.Now().Add(time.Minute).Unix()}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted(t, a, token)
+}
+
+// A26: the network's set of a trust domain may be a bundle or an ordinary JWK set.
+func TestA26BundleEndpoint(t *testing.T) {
+	c := newClock()
+	i := startIssuer(t, c, "ES256")
+	for use, want := range map[string]attest.Reason{"": "", "sig": "", "jwt-svid": "", "x509-svid": attest.TokenKeyUnknown, "enc": attest.TokenKeyUnknown} {
+		t.Run("A26 use "+use, func(t *testing.T) {
+			key := i.Keys().Keys[0]
+			key.Use = use
+			conf := identity.Issuer{
+				Name: "mesh", Provider: "spiffe", Issuer: i.URL(), TrustDomain: trustDomain,
+				JWKSURI: serve(t, string(mustJSON(t, map[string]any{"keys": []any{key}}))) + "/bundle", PlainHTTP: true,
+			}
+			a, err := identity.New(identity.Config{Audience: service, Issuers: []identity.Issuer{conf}, Now: c.Now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if token := mint(t, i, svidClaims(map[string]any{"iss": i.URL()})); want == "" {
+				accepted(t, a, token)
+			} else {
+				refused(t, a, token, want)
+			}
+		})
+	}
+}
+
 func TestSPIFFEConfig(t *testing.T) {
 	c := newClock()
 	i := startIssuer(t, c, "ES256")
