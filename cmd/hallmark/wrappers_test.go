@@ -413,9 +413,11 @@ func download(t *testing.T) (url, sum, ca string) {
 		t.Fatal(err)
 	}
 	script := fmt.Appendf(nil, "#!/bin/sh\necho this is the download >&2\nexec %s \"$@\"\n", quoted(real))
+	plain := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(script) }))
+	t.Cleanup(plain.Close)
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/moved" {
-			http.Redirect(w, r, "http://example.com/hallmark", http.StatusFound)
+			http.Redirect(w, r, plain.URL+"/hallmark", http.StatusFound)
 			return
 		}
 		w.Write(script)
