@@ -67,6 +67,7 @@ func TestAttestedBase(t *testing.T) {
 		{"D12 another repository", attest.PredicateProvenance, v1(dep("pkg:docker/quay.io/evil/debian@12", base.Digest)), false, attest.Claimed, ""},
 		{"D12 one of two images: the other may be the base", attest.PredicateProvenance, v1(named, dep("pkg:docker/golang@1", golang)), false, attest.Claimed, ""},
 		{"D12 beside one that cannot be read", attest.PredicateProvenance, v1(named, dep("pkg:docker/%zz@1", golang)), false, attest.Claimed, ""},
+		{"D12 two digests of it", provenanceV02, v02(dep("pkg:docker/quay.io/base/debian@12?digest="+strings.Replace(golang.String(), ":", "%3A", 1), base.Digest)), false, attest.Claimed, ""},
 		{"D12 where v0.2 has it, said to be v1", attest.PredicateProvenance, v02(named), false, attest.Claimed, ""},
 		{"D01 another predicate type", "https://example.com/provenance", v1(named), false, attest.Claimed, ""},
 		{"materials that are no list", provenanceV02, map[string]any{"predicate": map[string]any{"materials": 1}}, false, attest.Claimed, ""},

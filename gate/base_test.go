@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"github.com/hallmarkd/hallmark/attest"
 	"github.com/hallmarkd/hallmark/gate"
@@ -217,6 +219,14 @@ func TestBaseChainEnds(t *testing.T) {
 		t.Errorf("%+v", chain)
 	}
 
+	// What is not the base, as the layers show, is not looked at any further.
+	other := s.PushBase("other", "1")
+	lie := s.PushOn(testkit.Pushed{ImageRef: other.ImageRef, Image: s.PushBase("debian", "12").Image}, "1", "acme/api")
+	chain = chainOf(t, s, auditor(s), lie.ImageRef)
+	if st := chain[0].State; len(chain) != 1 || chain[0].Base.Result != attest.Contradicted || st.Freshness != attest.FreshnessUnknown || !st.Current.IsZero() {
+		t.Errorf("%+v", chain)
+	}
+
 	img := s.PushBase("long", "0")
 	for range 9 {
 		img = s.PushOn(img, "", "acme/long")
@@ -273,6 +283,21 @@ func TestBaseFreshnessOverTime(t *testing.T) {
 		if since := state.Since.Sub(begin.Add(step.since)); step.since >= 0 && since.Abs() > time.Minute || step.since < 0 && !state.Since.IsZero() {
 			t.Errorf("%s: since %v after the beginning, want %v", step.name, state.Since.Sub(begin), step.since)
 		}
+	}
+	fsck(t, s)
+}
+
+// Two bases with the same layers are each other's base, as far as layers say.
+func TestBaseChainThatComesBack(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{Policy: basePolicy(oneStage)})
+	one := s.PushBase("one", "1")
+	two := s.Push("base/two", "1", mutate.Annotations(one.Image, map[string]string{"made": "again"}).(v1.Image))
+	c := newClock()
+	g := sweeping(t, s, c, time.Hour, string(one.Repository)+":1", string(two.Repository)+":1")
+	g.Sweep(t.Context())
+	chain := chainOf(t, s, auditor(s), one.ImageRef)
+	if len(chain) != 2 || chain[1].Ref != two.ImageRef || !strings.Contains(chain[1].State.Detail, "comes back to "+one.ImageRef.String()) {
+		t.Errorf("%+v", chain)
 	}
 	fsck(t, s)
 }

@@ -274,3 +274,33 @@ func TestSweepIsBounded(t *testing.T) {
 	}
 	fsck(t, s)
 }
+
+// Where the followed bases cannot be read nothing is signed: an image on one of them
+// must not pass for one without a base. A repetition is safe.
+func TestFollowedBasesThatCannotBeRead(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{Policy: policyOf(1, looseSigners, oneStage)})
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(s.DataDir, "hallmark.db")+"?_pragma=busy_timeout(10000)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, table := range []string{"followed", "base_states"} {
+		if _, err := db.ExecContext(t.Context(), "DROP TABLE "+table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	app := s.PushApp("acme/api")
+	_, err = trySign(t, s, s.Token(nil), gate.SignImage{Ref: app.ImageRef})
+	wantReason(t, err, attest.LedgerUnavailable)
+	s.Restart()
+	sign(t, s, s.Token(nil), app.ImageRef)
+
+	// How fresh a base is can be told without the table for it.
+	if _, err := db.ExecContext(t.Context(), "DROP TABLE base_states"); err != nil {
+		t.Fatal(err)
+	}
+	if st := chainOf(t, s, auditor(s), app.ImageRef)[0].State; st.Freshness != attest.Fresh {
+		t.Errorf("%+v", st)
+	}
+	fsck(t, s)
+}
