@@ -15,11 +15,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/sigstore/sigstore-go/pkg/root"
 
 	"github.com/hallmarkd/hallmark/attest"
 	"github.com/hallmarkd/hallmark/internal/testkit/abroad"
@@ -270,6 +272,16 @@ func TestVerifyRefuses(t *testing.T) {
 		{"C16 key where a certificate is needed", w.logged, attest.FormBundle, w.vendor.Bundle(say(t, image)), attest.RootMismatch, "vendor: "},
 		{"C16 certificate where the key is needed", w.key, attest.FormBundle, good, attest.RootMismatch, "expected key signature"},
 		{"C14 certificate in no certificate log", mustOpen(t, foreign.Root{}, withCertificateLog(t, w.ours)), attest.FormBundle, good, attest.RootMismatch, "signed certificate timestamp"},
+		{"H03 bundle that brings its own authority", w.stamped, attest.FormBundle, edit(t, w.theirs.Bundle(say(t, image), abroad.Parts{Version: "0.2", NoLog: true}), func(m object) {
+			chain := m.in("verificationMaterial")["x509CertificateChain"].(map[string]any)
+			for rest := []byte(chainOf(w.theirs)); ; {
+				var block *pem.Block
+				if block, rest = pem.Decode(rest); block == nil {
+					break
+				}
+				chain["certificates"] = append(chain["certificates"].([]any), object{"rawBytes": base64.StdEncoding.EncodeToString(block.Bytes)})
+			}
+		}), attest.RootMismatch, "vendor: "},
 		{"C18 version 0.4", w.logged, attest.FormBundle, edit(t, good, func(m object) { m["mediaType"] = "application/vnd.dev.sigstore.bundle.v0.4+json" }), attest.BundleVersion, "v0.4"},
 		{"truncated JSON", w.logged, attest.FormBundle, good[:len(good)/2], attest.BundleMalformed, "cannot be read"},
 		{"empty", w.logged, attest.FormBundle, nil, attest.BundleMalformed, "cannot be read"},
@@ -316,6 +328,7 @@ func TestVerifyRefuses(t *testing.T) {
 		{"C01 log entry of another layer", w.logged, attest.FormSignature, vouched(with(sig, "bundle", w.ours.Signature(simple, time.Time{}).Annotations["dev.sigstore.cosign/bundle"])), attest.RootMismatch, "vendor: "},
 		{"C12 no proof of the time, certificate still good", w.stamped, attest.FormSignature, vouched(lacking(lacking(sig, "bundle"), "rfc3161timestamp")), attest.RootMismatch, "nothing proves when"},
 		{"C22 timestamp of another layer", w.stamped, attest.FormSignature, vouched(with(sig, "rfc3161timestamp", w.ours.Signature(simple, time.Time{}).Annotations["dev.sigstore.cosign/rfc3161timestamp"])), attest.RootMismatch, "vouches for its timestamp"},
+		{"H03 layer that brings its own authority", w.logged, attest.FormSignature, vouched(with(w.theirs.Signature(simple, time.Time{}), "chain", chainOf(w.theirs))), attest.RootMismatch, "vendor: "},
 		{"C04 layer whose certificate was expired", w.logged, attest.FormSignature, vouched(lacking(w.ours.Signature(simple, late), "rfc3161timestamp")), attest.RootMismatch, "expired"},
 		{"C04 layer whose authority had ended", mustOpen(t, logged, ended(t, w.ours)), attest.FormSignature, vouched(sig), attest.RootMismatch, "leaf certificate verification failed"},
 		{"C14 layer whose certificate is in no certificate log", mustOpen(t, foreign.Root{}, withCertificateLog(t, w.ours)), attest.FormSignature, vouched(sig), attest.RootMismatch, "SCT"},
@@ -492,6 +505,18 @@ func edit(t testing.TB, raw []byte, change func(object)) []byte {
 func exchange(t testing.TB, raw []byte, name string, value any) []byte {
 	t.Helper()
 	return edit(t, raw, func(m object) { m[name] = value })
+}
+
+// chainOf returns a Sigstore's own authorities in PEM.
+func chainOf(s *abroad.Sigstore) string {
+	var out []byte
+	for _, authority := range s.FulcioCertificateAuthorities() {
+		f := authority.(*root.FulcioCertificateAuthority)
+		for _, c := range append(slices.Clone(f.Intermediates), f.Root) {
+			out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
+		}
+	}
+	return string(out)
 }
 
 // withCertificateLog adds the transparency log's key as that of a certificate log.
