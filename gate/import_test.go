@@ -393,3 +393,25 @@ func wantResultOf(t testing.TB, d gate.Decision, rule string, want attest.Reason
 	}
 	t.Errorf("no result of %s: %+v", rule, d.Results)
 }
+
+// The largest evidence that is taken fits into a record, its bundle and the ledger,
+// and a decision does not read it: no rule asks for it.
+func TestImportLarge(t *testing.T) {
+	t.Parallel()
+	a := newAbroad(t)
+	a.refer(t, a.key.Bundle(abroad.Statement(t, "https://spdx.dev/Document/v2.3", map[string]any{
+		"predicate": map[string]any{"text": strings.Repeat("a", 11<<20)}, // in base64 just below the limit
+	}, a.img.Digest)))
+	out := a.doImport(t)
+	if len(out.Imported) != 1 {
+		t.Fatalf("imported %d, skipped %+v", len(out.Imported), out.Skipped)
+	}
+	item, err := a.Gate.Record(t.Context(), auditor(a.Stack), out.Imported[0].Record.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Verifier.Bundle(item.Bundle, a.img.Digest); err != nil {
+		t.Error(err)
+	}
+	wantResultOf(t, a.verify(t, "live"), "signed_by", attest.NotSigned)
+}
