@@ -69,6 +69,15 @@ func TestGitLabRefused(t *testing.T) {
 	}
 }
 
+// A23: whoever lacks a claim is told that it is missing.
+func TestGitLabSaysWhatIsMissing(t *testing.T) {
+	d := documented(t, "gitlab-com", nil)
+	_, err := d.auth.Authenticate(t.Context(), d.token(t, map[string]any{"job_id": nil}))
+	if err == nil || !strings.Contains(err.Error(), `"job_id" must be a text or a number, it is missing`) {
+		t.Fatalf("no job_id: %v", err)
+	}
+}
+
 // B01: who may sign and who may only ask. Old versions send no ref_path.
 func TestGitLabSources(t *testing.T) {
 	d := documented(t, "gitlab-com", nil)
