@@ -187,6 +187,24 @@ func TestReplayJob(t *testing.T) {
 	_, err := trySign(t, s, token, gate.SignImage{Ref: c.ImageRef})
 	wantReason(t, err, attest.TokenReplayed)
 	sign(t, s, s.Token(nil), c.ImageRef)
+
+	// And one that was used in both ways is good for neither of its requests.
+	both := s.Identity(s.Token(map[string]any{"run_id": "77"}))
+	said := toAttest("", gate.AttestRequest{Ref: c.ImageRef, PredicateType: ourType, Predicate: []byte(`{}`)})
+	if _, _, err := said.do(t, s, both); err != nil {
+		t.Fatal(err)
+	}
+	mode = "job"
+	s.Restart()
+	both.Once = false
+	if _, _, err := toSign("", gate.SignRequest{Images: []gate.SignImage{{Ref: c.ImageRef}}}).do(t, s, both); err != nil {
+		t.Fatal(err)
+	}
+	mode = "once"
+	s.Restart()
+	both.Once = true
+	_, _, err = said.do(t, s, both)
+	wantReason(t, err, attest.TokenReplayed)
 }
 
 // B13: of several requests with one token that come at once, one is signed.
@@ -333,4 +351,44 @@ func TestB13TokenElsewhere(t *testing.T) {
 			wantReason(t, err, row.want)
 		})
 	}
+}
+
+// What goes on after its caller went away holds the token until it has ended, and
+// gives it back when nothing came of it.
+func TestReplayOnceGivenBackLate(t *testing.T) {
+	t.Parallel()
+	mode := "once"
+	s := replaying(t, &mode, nil)
+	img, other := s.PushApp("acme/a"), s.PushApp("acme/b")
+	reached, proceed := make(chan struct{}), make(chan struct{})
+	s.SetGate(func(c *gate.Config) {
+		c.Images = func(ctx context.Context, ref attest.ImageRef, hint string) (attest.Image, error) {
+			if ref == img.ImageRef {
+				close(reached)
+				<-proceed
+				return attest.Image{}, attest.Errorf(attest.SubjectNotFound, "it is gone")
+			}
+			return c.Registry.Image(ctx, ref, hint, nil)
+		}
+	})
+	s.Restart()
+	id := s.Identity(s.Token(nil))
+	another := toSign("", gate.SignRequest{Images: []gate.SignImage{{Ref: other.ImageRef}}, AttachByClient: true})
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		// Whatever it answers, nobody hears it.
+		_, _ = s.Gate.Sign(ctx, id, gate.SignRequest{Images: []gate.SignImage{{Ref: img.ImageRef}}})
+	}()
+	<-reached
+	cancel()
+	<-left
+	_, _, err := another.do(t, s, id)
+	wantReason(t, err, attest.TokenReplayed)
+	close(proceed)
+	eventually(t, "the token is given back", func() bool {
+		_, _, err := another.do(t, s, id)
+		return err == nil
+	})
 }
