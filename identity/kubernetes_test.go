@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -234,7 +235,11 @@ func TestKubernetesConfig(t *testing.T) {
 		return []identity.Issuer{first, second}
 	}
 	big := filepath.Join(t.TempDir(), "big")
-	writeFile(t, big, []byte(`{"keys":[],"x":"`+strings.Repeat("x", 1<<20)+`"}`))
+	writeFile(t, big, []byte(`{"keys":[]}`+strings.Repeat(" ", 1<<20)))
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	odd := filepath.Join(t.TempDir(), "odd")
 	writeFile(t, odd, []byte(`{"keys":[],"keys":[]}`))
 	for _, row := range []struct {
@@ -294,6 +299,7 @@ func TestKubernetesConfig(t *testing.T) {
 		{"authorities that nothing uses", change(k.issuer("east"), func(i *identity.Issuer) { i.CAFile = k.keys }), "ca_file:"},
 		{"no key file", change(k.issuer("east"), func(i *identity.Issuer) { i.JWKSFile += ".none" }), "jwks_file:"},
 		{"directory as key file", change(k.issuer("east"), func(i *identity.Issuer) { i.JWKSFile = filepath.Dir(k.keys) }), "jwks_file:"},
+		{"A08 pipe that nobody writes to", change(k.issuer("east"), func(i *identity.Issuer) { i.JWKSFile = pipe }), "jwks_file:"},
 		{"A08 oversize key file", change(k.issuer("east"), func(i *identity.Issuer) { i.JWKSFile = big }), "jwks_file:"},
 		{"A22 two lists of keys", change(k.issuer("east"), func(i *identity.Issuer) { i.JWKSFile = odd }), "jwks_file:"},
 	} {

@@ -185,12 +185,12 @@ func TestA19TokenReviewRefuses(t *testing.T) {
 		{name: "404", code: 404, status: good, want: attest.KeysUnavailable},
 		{name: "503", code: 503, status: good, want: attest.KeysUnavailable},
 		{name: "202", code: 202, status: good, want: attest.KeysUnavailable},
-		{name: "other kind", raw: raw(`{"kind":"Status","status":{"authenticated":true}}`), want: attest.KeysUnavailable},
+		{name: "other kind", raw: raw(string(mustJSON(t, map[string]any{"kind": "Status", "status": good}))), want: attest.KeysUnavailable},
 		{name: "no JSON", raw: raw("ok"), want: attest.KeysUnavailable},
 		{name: "empty", raw: raw(""), want: attest.KeysUnavailable},
 		{name: "A22 two answers", raw: raw(`{"kind":"TokenReview","status":{"authenticated":false,"authenticated":true}}`), want: attest.KeysUnavailable},
 		{name: "A22 two spellings", raw: raw(`{"kind":"TokenReview","status":{"authenticated":false,"Authenticated":true}}`), want: attest.KeysUnavailable},
-		{name: "A08 oversize", raw: raw(strings.Repeat(" ", 1<<20) + string(mustJSON(t, map[string]any{"kind": "TokenReview", "status": good}))), want: attest.KeysUnavailable},
+		{name: "A08 oversize", raw: raw(string(mustJSON(t, map[string]any{"kind": "TokenReview", "status": good})) + strings.Repeat(" ", 1<<20)), want: attest.KeysUnavailable},
 		{name: "A08 cut off", raw: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "999")
 			fmt.Fprint(w, `{"kind":"TokenReview"`)
