@@ -129,6 +129,7 @@ func (g *Gate) baseLink(ctx context.Context, id attest.Identity, ref attest.Imag
 			return l, nil, err
 		}
 	}
+	ref.Repository = g.Registry.Readable(ref.Repository) // bases go by their canonical names
 	img, away := g.Images(ctx, ref, "")
 	l.Base, l.KnownFrom = img.Base, knownFromRegistry
 	return l, away, ctx.Err()

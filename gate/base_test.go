@@ -206,6 +206,27 @@ func TestBaseChainTellsNoSecrets(t *testing.T) {
 	fsck(t, s)
 }
 
+// A base that is recorded under its canonical name is read where it is mirrored.
+func TestBaseChainThroughMirror(t *testing.T) {
+	s := testkit.NewStack(t, testkit.Options{Policy: basePolicy(oneStage), Mirror: "quay.io/base"})
+	debian := s.PushBase("debian", "12")
+	middle := s.PushOn(debian, "12", "base/runtime")
+	s.Push("base/runtime", "1", middle.Image)
+	app := s.PushOn(middle, "1", "acme/api")
+	var got []string
+	for _, l := range chainOf(t, s, auditor(s), app.ImageRef) {
+		got = append(got, string(l.Ref.Repository)+" on "+string(l.Base.Repository)+" "+string(l.State.Freshness))
+	}
+	want := []string{
+		string(app.Repository) + " on quay.io/base/runtime FRESH",
+		"quay.io/base/runtime on quay.io/base/debian FRESH",
+		"quay.io/base/debian on  FRESHNESS_UNKNOWN",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A base in a registry that is not configured ends the chain and says so, and so does
 // a chain that is longer than anybody's.
 func TestBaseChainEnds(t *testing.T) {

@@ -264,7 +264,7 @@ func everything(parts []part) []int {
 
 // lookable settles a candidate that names nothing which could be fetched.
 func (q *inquiry) lookable(k *candidate) bool {
-	switch at := q.mirrored(k.repo); {
+	switch at := q.Readable(k.repo); {
 	case k.trouble != "":
 		k.settle(attest.Claimed, k.trouble)
 	case q.hosts[at.Host()] == nil:
@@ -281,7 +281,7 @@ func (q *inquiry) lookable(k *candidate) bool {
 // and does not is an error: to call that CLAIMED would let whoever can disturb
 // the network turn a disproved base into an unproved one.
 func (q *inquiry) judge(ctx context.Context, k *candidate) error {
-	at := q.mirrored(k.repo)
+	at := q.Readable(k.repo)
 	byTag := k.digest.IsZero()
 	reference := k.digest.String()
 	if byTag {

@@ -63,7 +63,7 @@ func (c *Client) Follow(ctx context.Context, repo attest.Repository, tag string)
 	if err := checkTag(tag); err != nil {
 		return nil, err
 	}
-	from := c.mirrored(repo)
+	from := c.Readable(repo)
 	doc, err := c.get(ctx, from, tag)
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (c *Client) compareTag(ctx context.Context, b attest.Base, state *attest.Ba
 	if err := checkTag(b.Tag); err != nil {
 		return err
 	}
-	repo := c.mirrored(b.Repository)
+	repo := c.Readable(b.Repository)
 	// 1. A HEAD does not count against the limits of the large registries, and
 	// most tags do not move.
 	d, err := c.head(ctx, repo, b.Tag)
@@ -315,10 +315,10 @@ func matching(name attest.BaseName, bases []FollowedBase, parts []part, hashes [
 	return k
 }
 
-// mirrored returns where a repository is read: itself when its registry is
+// Readable returns where a repository is read: itself when its registry is
 // configured, else the mirror that is, by the longest prefix. It never answers
 // with a place whose contents are recorded under another name.
-func (c *Client) mirrored(repo attest.Repository) attest.Repository {
+func (c *Client) Readable(repo attest.Repository) attest.Repository {
 	best, out := -1, repo
 	if c.hosts[repo.Host()] != nil {
 		return repo

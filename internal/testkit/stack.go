@@ -49,6 +49,7 @@ type Options struct {
 	TLS    bool                     // serve TLS with a certificate of Stack.CAFile
 	Policy string                   // text of the policy, in which REGISTRY stands for the registry's host:port; "" is DefaultPolicy
 	Hosts  []registry.Host          // registries beside the stack's own
+	Mirror string                   // what base/ in the stack's registry mirrors: HOST/PATH; "" is nothing
 	Step   func(step string)        // called between durable steps of ledger and gate
 	Now    func() time.Time         // clock of everything; nil is time.Now
 	Server func(*server.Config)     // changes the server's configuration
@@ -61,6 +62,13 @@ type Options struct {
 	// Around is given when another process has the stack's address, issuers and
 	// registry; Stack.Issuer, People and Registry are nil then.
 	Around *Around
+}
+
+func (s *Stack) mirrors() []registry.Mirror {
+	if s.opts.Mirror == "" {
+		return nil
+	}
+	return []registry.Mirror{{From: s.around.Registry + "/base", To: s.opts.Mirror}}
 }
 
 // Around is what a stack needs around it, as addresses: a child process that is
@@ -284,6 +292,7 @@ func (s *Stack) open(ctx context.Context) {
 	s.Verifier = must(verifier.New(s.Signer.TrustedRoot(), s.Signer.GateKeyPEM(), s.URL))(t)
 	s.Images = must(registry.New(registry.Config{
 		Hosts: append([]registry.Host{{Host: s.around.Registry, PlainHTTP: true}}, s.opts.Hosts...), Logger: log,
+		Mirrors: s.mirrors(),
 	}))(t)
 	issuers := []identity.Issuer{
 		{Name: "github", Provider: "github", Issuer: s.around.Issuer, PlainHTTP: true, Owners: []string{dev.GitHubID("acme")}, ServerURL: "https://github.com"},
