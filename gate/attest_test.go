@@ -411,6 +411,57 @@ func TestConcurrentIdenticalAttest(t *testing.T) {
 	}
 }
 
+// F09: two gates on one ledger sign the same evidence at the same moment. The first
+// record in the log answers both, now and ever after.
+func TestF09AttestedTwice(t *testing.T) {
+	t.Parallel()
+	var h hook
+	s := testkit.NewStack(t, testkit.Options{Policy: attesting(oneStage), Step: h.step})
+	other, err := openGate(t, s, attesting(oneStage))
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := s.PushApp("acme/api")
+	id := s.Identity(s.Token(nil))
+	req := gate.AttestRequest{Ref: img.ImageRef, PredicateType: ourType, Predicate: []byte(`{}`), AttachByClient: true}
+	var first gate.SignedEvidence
+	h.once("looked", func() { // of the one gate; the other has no hook
+		if first, err = other.Attest(t.Context(), id, req); err != nil {
+			t.Error(err)
+		}
+	})
+	got := attestTo(t, s, s.Token(nil), req)
+	if got.Record.ID != first.Record.ID || !bytes.Equal(got.Bundle, first.Bundle) || !got.Repeated {
+		t.Errorf("the answers are the records %s and %s", first.Record.ID, got.Record.ID)
+	}
+	if again := attestTo(t, s, s.Token(nil), req); again.Record.ID != first.Record.ID {
+		t.Errorf("later it is record %s", again.Record.ID)
+	}
+	if n := len(find(t, s, attest.KindEvidence)); n != 2 {
+		t.Errorf("%d records: the test made no two", n)
+	}
+}
+
+// F09: the log has the entry, and yet the caller was told LEDGER_UNAVAILABLE.
+func TestF09AttestErrorThoughPersisted(t *testing.T) {
+	t.Parallel()
+	var h hook
+	s := testkit.NewStack(t, testkit.Options{Policy: attesting(oneStage), Step: h.step})
+	img := s.PushApp("acme/api")
+	req := gate.AttestRequest{Ref: img.ImageRef, PredicateType: ourType, Predicate: []byte(`{}`)}
+	db := openDB(t, s)
+	h.once("added", func() { execute(t, db, `ALTER TABLE records RENAME TO gone`) })
+	_, err := s.Gate.Attest(t.Context(), s.Identity(s.Token(nil)), req)
+	wantReason(t, err, attest.LedgerUnavailable)
+	wantAttached(t, s, img.ImageRef)
+	execute(t, db, `ALTER TABLE gone RENAME TO records`)
+	again := attestTo(t, s, s.Token(nil), req)
+	if all := find(t, s, attest.KindEvidence); len(all) != 1 || all[0].ID != again.Record.ID || again.Attach != gate.Attached {
+		t.Errorf("the request has %d records, and is answered with %d, %s", len(all), again.Record.Index, again.Attach)
+	}
+	fsck(t, s)
+}
+
 // Evidence counts against the budget of its token, also when the service has
 // forgotten which it was.
 func TestEvidenceTokenBudget(t *testing.T) {

@@ -197,6 +197,10 @@ func TestK09DeletedEnvelope(t *testing.T) {
 			}
 			return err
 		},
+		"Attest": func(g *gate.Gate) error {
+			_, err := g.Attest(t.Context(), signer, gate.AttestRequest{Ref: img.ImageRef, PredicateType: ourType, Predicate: []byte(`{}`)})
+			return err
+		},
 		"Verify": func(g *gate.Gate) error {
 			_, err := g.Verify(t.Context(), all, gate.VerifyRequest{Ref: img.ImageRef})
 			return err

@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
@@ -284,6 +285,12 @@ func TestI03LargeRequests(t *testing.T) {
 		_, err := signing.Attest(t.Context(), &pb.AttestRequest{Image: someImage, PredicateType: ourType, Predicate: predicateOf(5 << 20)}, grpc.UseCompressor(gzip.Name))
 		if status.Code(err) != codes.ResourceExhausted {
 			t.Errorf("5 MiB in 5 KiB: %v", err)
+		}
+		noise := make([]byte, 5<<20) // which nothing makes smaller
+		rand.Read(noise)
+		_, err = signing.Attest(t.Context(), &pb.AttestRequest{Image: someImage, PredicateType: ourType, Predicate: noise}, grpc.UseCompressor(gzip.Name))
+		if status.Code(err) != codes.ResourceExhausted {
+			t.Errorf("5 MiB that are said to be compressed: %v", err)
 		}
 	})
 	t.Run("REST", func(t *testing.T) {
