@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	statementv1 "github.com/in-toto/attestation/go/v1"
@@ -460,6 +461,45 @@ func TestF09AttestErrorThoughPersisted(t *testing.T) {
 		t.Errorf("the request has %d records, and is answered with %d, %s", len(all), again.Record.Index, again.Attach)
 	}
 	fsck(t, s)
+}
+
+// I11: large predicates take turns, however many come at once; small ones pass them.
+func TestI11LargeEvidenceTakesTurns(t *testing.T) {
+	t.Parallel()
+	var h hook
+	s := testkit.NewStack(t, testkit.Options{Policy: attesting(oneStage), Step: h.step})
+	img := s.PushApp("acme/api")
+	large := []byte(`{"a":"` + strings.Repeat("x", 13<<20) + `"}`)
+	id := s.Identity(s.Token(nil))
+	say := func(name string, predicate []byte) {
+		if _, err := s.Gate.Attest(t.Context(), id, gate.AttestRequest{Ref: img.ImageRef, PredicateType: ourType, Predicate: predicate, Name: name, AttachByClient: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	reached, proceed := make(chan struct{}), make(chan struct{})
+	h.once("looked", func() { close(reached); <-proceed })
+	var wg sync.WaitGroup
+	wg.Go(func() { say("first", large) })
+	<-reached
+	var looked atomic.Int32
+	h.set(func(step string) {
+		if step == "looked" {
+			looked.Add(1)
+		}
+	})
+	wg.Go(func() { say("second", large) })
+	const small = 20 // as long as these take, the second could have come
+	for n := range small {
+		say(fmt.Sprint(n), []byte(`{}`))
+	}
+	if n := looked.Load(); n != small {
+		t.Errorf("%d predicates went on while a large one was worked on, want %d", n, small)
+	}
+	close(proceed)
+	wg.Wait()
+	if n := looked.Load(); n != small+1 {
+		t.Errorf("%d predicates went on in the end", n)
+	}
 }
 
 // Evidence counts against the budget of its token, also when the service has
