@@ -17,7 +17,7 @@ const (
 	ProvenLayers  BaseResult = "PROVEN_LAYERS"  // the base's layers are the image's first layers, on every platform
 	ProvenDiffIDs BaseResult = "PROVEN_DIFFIDS" // the same of their uncompressed content, hashed here: the compression differs
 	Matched       BaseResult = "MATCHED"        // nobody names it; the layers are those of a base that this service follows
-	Attested      BaseResult = "ATTESTED"       // a signed attestation under a configured root names it; layers cannot show it
+	Attested      BaseResult = "ATTESTED"       // an attestation that somebody signed under a configured root names it; layers cannot show it
 	Scratch       BaseResult = "SCRATCH"        // said to be built from nothing, and no followed base is in it
 	Claimed       BaseResult = "CLAIMED"        // somebody says so and it cannot be checked
 	Unclaimed     BaseResult = "UNKNOWN"        // nobody says anything
@@ -87,6 +87,9 @@ type BaseClaim struct {
 	Result BaseResult `json:"result"`
 	Detail string     `json:"detail,omitempty"`
 	Root   string     `json:"root,omitempty"` // foreign root that a claim from an attestation verified under
+	// Signer is who signed that attestation: under a root that certifies everybody, its
+	// word is worth what its signer's is.
+	Signer Foreigner `json:"signer,omitzero"`
 }
 
 // Freshness says whether the base that an image was built on is still what its
@@ -153,10 +156,11 @@ func ParseBaseTag(s string) (BaseName, error) {
 
 // PackageURL returns the base as a package URL of type oci (purl-spec,
 // types-doc/oci): the name is the last path segment, lower case, the version
-// the digest.
+// the digest. The tag is in it only where the service itself found the base under it:
+// any other is somebody's word, and the whole URL is graded as one.
 func (b Base) PackageURL() string {
 	q := "repository_url=" + url.QueryEscape(string(b.Repository))
-	if b.Tag != "" {
+	if b.Tag != "" && b.Result == Matched {
 		q += "&tag=" + url.QueryEscape(b.Tag)
 	}
 	return "pkg:oci/" + strings.ToLower(b.Repository.Name()) + "@sha256%3A" + b.Digest.Hex() + "?" + q

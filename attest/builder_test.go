@@ -216,12 +216,12 @@ func TestCheckParametersTwice(t *testing.T) {
 // Nothing that the build controls adds a subject: neither a caller's word, nor what
 // the image says of itself.
 func TestSubjects(t *testing.T) {
-	for _, name := range []string{"subject", "image", "digest", "IMAGE_DIGEST", "image_digest.0", "images"} {
+	for _, name := range []string{"subject", "image", "digest", "IMAGE_DIGEST", "image_list.0", "images"} {
 		want := attest.CallerFactsRefused
 		switch name {
 		case "IMAGE_DIGEST":
 			want = attest.BadRequest // no name at all
-		case "image_digest.0", "images":
+		case "image_list.0", "images":
 			want = "" // a name of the caller's own, in a place of its own
 		}
 		if got := attest.ReasonOf(attest.CheckCallerFacts(map[string]string{name: "sha256:" + hex64})); got != want {
@@ -229,7 +229,7 @@ func TestSubjects(t *testing.T) {
 		}
 	}
 	in := input(gitHub(), multi())
-	in.Facts = map[string]string{"images": "registry.example.com/acme/evil@sha256:" + hex64, "image_digest.0": "sha256:" + hex64}
+	in.Facts = map[string]string{"images": "registry.example.com/acme/evil@sha256:" + hex64, "image_list.0": "sha256:" + hex64}
 	in.BaseHint = "registry.example.com/acme/evil@sha256:" + hex64
 	s, p := read(t, write(t, in))
 	var got []string

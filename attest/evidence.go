@@ -67,10 +67,11 @@ func (id Identity) MayAttest() error {
 
 // EvidenceKey is the natural key of an Attest request (design section 5): repository,
 // digest, type, content and identity, with the name and the token's run, so that a
-// later run that finds the same is newer evidence.
+// later run that finds the same is newer evidence. Jobs of one run in other
+// environments are other callers, as for SignKey.
 func EvidenceKey(ref ImageRef, id Identity, predicateType, name string, predicate []byte) string {
 	return Key("attest", string(ref.Repository), ref.Digest.String(), predicateType, name, Hash(predicate).String(),
-		id.Issuer, id.Subject, id.SAN, id.Run())
+		id.Issuer, id.Subject, id.SAN, id.Run(), id.Build.Environment)
 }
 
 // EvidenceName returns the name that a statement of other evidence bears, or "".

@@ -16,13 +16,20 @@ const (
 
 var factName = regexp.MustCompile(`^[a-z][a-z0-9_.-]{0,62}$`)
 
-// verifiedWords are what a caller's fact may not be called, beside the fields of
+// verifiedNames are what a caller's fact may not be called, beside the fields of
 // Build: a reader could take it for something that this service verified.
-var verifiedWords = []string{
-	"actor", "base", "baseimage", "builder", "builderid", "buildtype", "digest", "gitcommit", "identity", "image", "invocationid",
-	"issuer", "level", "pipeline", "revision", "run", "san", "sha", "signer", "slsalevel", "source", "sourceid", "stage", "subject",
-	"token", "workflow",
+var verifiedNames = []string{
+	"actor", "base", "basedigest", "baseimage", "baseimagedigest", "buildid", "buildnumber", "buildtype", "buildurl", "identity",
+	"image", "issuer", "san", "signer", "source", "sourceid", "sourceuri", "subject", "token",
 }
+
+// verifiedWords are not even part of a name: "git_sha" says commit as well.
+var verifiedWords = []string{
+	"approved", "approver", "attested", "branch", "builder", "commit", "digest", "gitcommit", "invocation", "level", "pipeline",
+	"proven", "provenance", "ref", "repo", "repository", "revision", "run", "sha", "signed", "slsa", "stage", "verified", "workflow",
+}
+
+var wordBreak = regexp.MustCompile(`[_.-]+`)
 
 // CheckCallerFacts accepts what a caller says of its own: at most 32 facts with
 // short printable values, none named like a fact that tokens or the registry
@@ -48,9 +55,14 @@ func CheckCallerFacts(facts map[string]string) error {
 }
 
 func reservedFact(name string) bool {
-	plain := func(s string) string { return strings.NewReplacer("_", "", ".", "", "-", "").Replace(s) }
-	if strings.HasPrefix(plain(name), "hallmark") || slices.Contains(verifiedWords, plain(name)) {
+	plain := func(s string) string { return wordBreak.ReplaceAllString(s, "") }
+	if strings.HasPrefix(plain(name), "hallmark") || slices.Contains(verifiedNames, plain(name)) || slices.Contains(verifiedWords, plain(name)) {
 		return true
+	}
+	for _, word := range wordBreak.Split(name, -1) {
+		if slices.Contains(verifiedWords, word) {
+			return true
+		}
 	}
 	t := reflect.TypeFor[Build]()
 	for i := range t.NumField() {

@@ -83,6 +83,7 @@ func CheckEvidenceName(name string) error {
 // signs; what follows them is some version.
 var reservedFamilies = []string{
 	"slsa.dev/provenance", "slsa.dev/verification_summary", "sigstore.dev/cosign/sign", "cosign.sigstore.dev/attestation",
+	"in-toto.io/provenance", // what SLSA's was called before
 	strings.TrimSuffix(strings.TrimPrefix(hallmarkPredicates, "https://"), "/"),
 }
 
@@ -90,9 +91,23 @@ var reservedFamilies = []string{
 // type, in any version and spelling: a caller's predicate that a verifier could
 // take for the service's own would be a lie in its name (attacks D01).
 func Reserved(predicateType string) bool {
-	t := plainest(predicateType)
+	t := strings.TrimPrefix(plainest(predicateType), "www.")
 	for _, family := range reservedFamilies {
 		if strings.HasPrefix(t, family) {
+			return true
+		}
+	}
+	return opaquelyReserved(predicateType)
+}
+
+// opaquelyReserved reports whether a URI without "//", such as a urn or a tag, names
+// the owner of a reserved family: it has no path that could be compared.
+func opaquelyReserved(uri string) bool {
+	if strings.Contains(uri, "://") {
+		return false
+	}
+	for _, owner := range []string{"slsa.dev", "sigstore.dev", "hallmarkd"} {
+		if strings.Contains(strings.ToLower(uri), owner) {
 			return true
 		}
 	}

@@ -271,12 +271,17 @@ func TestReserved(t *testing.T) {
 		{"D01 zero width", "https://slsa.dev/prov\u200benance/v1", true},
 		{"D01 spaces", " https://slsa.dev/provenance/v1\n", true},
 		{"D01 tab inside", "https://slsa.dev/prove\tnance/v1", true},
+		{"D01 its former name", "https://in-toto.io/Provenance/v0.1", true},
+		{"D01 www", "https://www.slsa.dev/provenance/v1", true},
+		{"D01 urn", "urn:x:slsa.dev/provenance/v1", true},
+		{"D01 tag", "tag:slsa.dev,2024:provenance/v1", true},
 
 		{"another page of the site", "https://slsa.dev/spec", false},
 		{"another site", "https://slsa.dev.example.com/provenance/v1", false},
 		{"the site as a user", "https://slsa.dev@example.com/provenance/v1", false},
 		{"the site in a path", "https://example.com/slsa.dev/provenance/v1", false},
 		{"an SBOM", attest.PredicateSPDX, false},
+		{"a urn of others", "urn:example:scan:v1", false},
 		{"another repository of ours", "https://github.com/hallmarkd/hallmark-tools/predicates/x", false},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -318,6 +318,11 @@ func gradeBase(g map[string]Grade, at string, b Base) {
 	if b.Tag != "" && b.Result != Matched {
 		g[at+"/tag"] = GradeCaller
 	}
+	for i, e := range b.Equivalents {
+		if e.Tag != "" {
+			g[at+"/equivalents/"+strconv.Itoa(i)+"/tag"] = GradeCaller
+		}
+	}
 	if len(b.Claims) > 0 {
 		g[at+"/claims"] = GradeCaller
 	}

@@ -117,7 +117,7 @@ func checkProvenance(t *testing.T, s *testkit.Stack, rec attest.Record, img, bas
 		" git+" + source + "@refs/heads/main gitCommit " + testkit.Commit,
 		" git+" + source + " gitCommit " + testkit.Commit,
 		"build-workflow git+" + source + "/.github/workflows/release.yml@refs/heads/main gitCommit " + testkit.Commit,
-		"base-image pkg:oci/debian@sha256%3A" + base.Digest.Hex() + "?repository_url=" + strings.ReplaceAll(strings.ReplaceAll(string(base.Repository), "/", "%2F"), ":", "%3A") + "&tag=12 sha256 " + base.Digest.Hex(),
+		"base-image pkg:oci/debian@sha256%3A" + base.Digest.Hex() + "?repository_url=" + strings.ReplaceAll(strings.ReplaceAll(string(base.Repository), "/", "%2F"), ":", "%3A") + " sha256 " + base.Digest.Hex(),
 	}
 	if d := cmp.Diff(wantDeps, deps); d != "" {
 		t.Errorf("resolvedDependencies (-want +got):\n%s", d)
