@@ -167,19 +167,27 @@ func parseProvenance(raw []byte, kind string, of attest.Digest) ([]*candidate, e
 	return out, nil
 }
 
-// dependency reads a package URL of an image, with its digest in hex; nil for
-// what is no image.
+// imageURI is what names an image, the last group of it the reference behind oci:// .
+// Schemes and the types of package URLs have no case, and slashes before a type count
+// for nothing: what names an image in a rare spelling is one all the same.
+var imageURI = regexp.MustCompile(`^(?i:pkg:/*(?:docker|oci)/|oci://(.*))`)
+
+// dependency reads the URI of an image, with its digest in hex; nil for what is no
+// image.
 //
 // BuildKit writes pkg:docker/NAME@TAG?platform=…, with digest=… where the FROM
 // was pinned, and NAME as people write it: without docker.io and library. The
 // specification's own pkg:oci has only the last path segment as its name, and
-// the repository in repository_url.
+// the repository in repository_url. Tekton Chains writes oci://HOST/PATH.
 func dependency(uri, hex string) *candidate {
-	isImage := strings.HasPrefix(uri, "pkg:docker/") || strings.HasPrefix(uri, "pkg:oci/")
-	if !isImage {
-		return nil
-	}
 	k := &candidate{claim: attest.BaseClaim{From: attest.BaseFromBuildKit, Name: clip(uri)}}
+	m := imageURI.FindStringSubmatch(uri)
+	switch {
+	case m == nil:
+		return nil
+	case m[1] != "":
+		return k.reference(m[1], hex)
+	}
 	p, err := packageurl.FromString(uri)
 	if err != nil {
 		k.trouble = "the package URL cannot be read"
@@ -234,6 +242,31 @@ func dependency(uri, hex string) *candidate {
 	k.repo = repo
 	if k.trouble == "" {
 		k.claim.Name = clip(attest.BaseName{Repository: repo, Tag: tag, Digest: k.digest}.String())
+	}
+	return k
+}
+
+// reference reads HOST/PATH[:TAG][@DIGEST] of an image whose digest stands beside it as
+// well, in hex.
+func (k *candidate) reference(name, hex string) *candidate {
+	repo, tag, digest, err := splitReference(name, false)
+	if err != nil {
+		k.trouble = "the URI names no repository"
+		return k
+	}
+	k.repo, k.tag, k.digest = repo, tag, digest
+	if hex == "" {
+		return k
+	}
+	d, err := parseDigest("sha256:" + hex)
+	switch {
+	case err != nil:
+		k.trouble = "its digest is no sha256 digest"
+	case !digest.IsZero() && digest != d:
+		k.trouble = "the provenance gives two different digests of it"
+	default:
+		k.digest = d
+		k.claim.Name = clip(attest.BaseName{Repository: repo, Tag: tag, Digest: d}.String())
 	}
 	return k
 }
