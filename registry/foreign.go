@@ -18,6 +18,7 @@ import (
 const (
 	maxForeign      = 128       // referrers, and again layers of the legacy images
 	maxForeignBytes = 64 << 20  // of what is fetched, manifests included
+	maxReferrer     = 64 << 10  // bytes of a referrer's manifest: that of a bundle has less than 2 KiB
 	maxAnnotations  = 256 << 10 // bytes of the annotations of a legacy layer
 )
 
@@ -43,8 +44,8 @@ type Found struct {
 // Foreign calls visit with each Sigstore bundle that refers to ref, whatever its
 // version and artifact type, and with each layer of cosign's legacy .sig and .att
 // images: one after the other, so that only one is in memory at a time. Referrers
-// that hold something else are passed over. At most 128 referrers, 128 layers and
-// 64 MiB are read; what is beyond that, and whatever is not as it should be, is
+// that hold something else are passed over. At most 128 referrers with manifests of
+// at most 64 KiB, 128 layers, and 64 MiB in all are read; what is beyond that, and whatever is not as it should be, is
 // visited with an Err and hides nothing else. Errors: those of Image for the
 // registry, and visit's own, which ends it.
 func (c *Client) Foreign(ctx context.Context, ref attest.ImageRef, visit func(Found) error) error {
@@ -96,22 +97,22 @@ func (b *beside) referrers(ctx context.Context) error {
 		return b.bad("referrers of "+b.ref.Digest.String(), err)
 	}
 	likely, possible, more := candidates(l)
-	docs := make([]*document, len(likely)+len(possible))
-	errs := make([]error, len(docs))
+	entries := append(likely, possible...)
+	found := make([]referring, len(entries))
+	errs := make([]error, len(entries))
 	g, fetching := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
-	for i, d := range append(likely, possible...) {
+	for i, e := range entries {
 		g.Go(func() error {
-			docs[i], errs[i] = b.manifest(fetching, d)
+			found[i], errs[i] = b.manifest(fetching, e)
 			return nil
 		})
 	}
 	_ = g.Wait() // no function returns an error
-	for i, d := range append(likely, possible...) {
-		if err := b.referrer(ctx, d, docs[i], errs[i]); err != nil {
+	for i, e := range entries {
+		if err := b.referrer(ctx, digestOf(e), found[i], errs[i]); err != nil {
 			return err
 		}
-		docs[i] = nil
 	}
 	if more > 0 {
 		return b.visit(Found{Place: "referrers of " + b.ref.Digest.String(), Err: attest.Errorf(attest.TooLarge,
@@ -132,20 +133,20 @@ func (b *beside) list(ctx context.Context) (*listing, error) {
 // candidates returns the referrers that may hold a bundle: those that say so first,
 // so that others cannot crowd them out, then those whose type some registries hide.
 // more counts those beyond the limit.
-func candidates(l *listing) (likely, possible []attest.Digest, more int) {
+func candidates(l *listing) (likely, possible []v1.Descriptor, more int) {
 	for _, d := range l.order {
 		var entry v1.Descriptor
 		if json.Unmarshal(l.byDigest[d], &entry) != nil || entry.MediaType != types.OCIManifestSchema1 {
 			continue
 		}
-		digest, err := attest.ParseDigest(d)
-		if err != nil {
+		if _, err := attest.ParseDigest(d); err != nil || entry.Digest.String() != d {
 			continue
 		}
+		entry = v1.Descriptor{Digest: entry.Digest, Size: entry.Size, ArtifactType: entry.ArtifactType} // the rest may be large
 		if strings.HasPrefix(entry.ArtifactType, bundleFamily) {
-			likely = append(likely, digest)
+			likely = append(likely, entry)
 		} else {
-			possible = append(possible, digest)
+			possible = append(possible, entry)
 		}
 	}
 	if n := len(likely) - maxForeign; n > 0 {
@@ -157,13 +158,35 @@ func candidates(l *listing) (likely, possible []attest.Digest, more int) {
 	return likely, possible, more
 }
 
-// manifest fetches a referrer's manifest.
-func (b *beside) manifest(ctx context.Context, d attest.Digest) (*document, error) {
-	doc, err := b.client.document(ctx, b.ref.Repository, d)
-	if err != nil {
-		return nil, err
+// referring is what is kept of a referrer's manifest: the manifests of all referrers
+// are read before the first bundle is.
+type referring struct {
+	to     attest.Digest // the subject; zero for none
+	first  v1.Descriptor // layer
+	layers int
+}
+
+// manifest fetches a referrer's manifest, which is paid for before it is asked for.
+func (b *beside) manifest(ctx context.Context, d v1.Descriptor) (referring, error) {
+	if d.Size < 0 || d.Size > maxReferrer {
+		return referring{}, attest.Errorf(attest.TooLarge, "it is listed with %d bytes; the manifest of a bundle has at most %d", d.Size, maxReferrer)
 	}
-	return doc, b.take(int64(len(doc.raw)))
+	if err := b.take(d.Size); err != nil {
+		return referring{}, err
+	}
+	doc, err := b.client.documentOf(ctx, b.ref.Repository, digestOf(d), maxReferrer)
+	if err != nil {
+		return referring{}, err
+	}
+	m := doc.image
+	if m == nil || len(m.Layers) == 0 {
+		return referring{}, nil
+	}
+	out := referring{first: m.Layers[0], layers: len(m.Layers)}
+	if m.Subject != nil {
+		out.to = digestOf(*m.Subject)
+	}
+	return out, nil
 }
 
 func (b *beside) take(n int64) error {
@@ -174,21 +197,20 @@ func (b *beside) take(n int64) error {
 }
 
 // referrer visits the bundle of one referrer, if it holds one.
-func (b *beside) referrer(ctx context.Context, d attest.Digest, doc *document, err error) error {
+func (b *beside) referrer(ctx context.Context, d attest.Digest, r referring, err error) error {
 	if err != nil {
 		return b.bad(d.String(), err)
 	}
-	m := doc.image
-	if m == nil || len(m.Layers) == 0 || !strings.HasPrefix(string(m.Layers[0].MediaType), bundleFamily) {
+	if r.layers == 0 || !strings.HasPrefix(string(r.first.MediaType), bundleFamily) {
 		return nil // another kind of referrer
 	}
-	if m.Subject == nil || digestOf(*m.Subject) != b.ref.Digest {
+	if r.to != b.ref.Digest {
 		return b.bad(d.String(), attest.Errorf(attest.SubjectMismatch, "it is listed beside %s and refers to something else", b.ref.Digest))
 	}
-	if len(m.Layers) != 1 {
+	if r.layers != 1 {
 		return b.bad(d.String(), attest.Errorf(attest.ManifestAmbiguous, "it does not hold exactly one bundle"))
 	}
-	content, err := b.blob(ctx, m.Layers[0])
+	content, err := b.blob(ctx, r.first)
 	if err != nil {
 		return b.bad(d.String(), err)
 	}
@@ -211,6 +233,9 @@ func (b *beside) blob(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 
 // legacy visits the layers of one of cosign's images, if it is there.
 func (b *beside) legacy(ctx context.Context, tag, form, layer string) error {
+	if err := b.take(0); err != nil {
+		return b.bad(tag, err)
+	}
 	doc, err := b.client.get(ctx, b.ref.Repository, tag)
 	if attest.ReasonOf(err) == attest.SubjectNotFound {
 		return nil

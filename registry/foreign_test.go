@@ -286,3 +286,78 @@ func TestG07ForeignBounds(t *testing.T) {
 		t.Errorf("%d layers, %d large ones, %v", layersRead, bytesRead, why)
 	}
 }
+
+// Manifests that are too large for a bundle's are not fetched, nor is one that hides
+// its size read to its end, and when the allowance is used up nothing more is asked
+// for (attacks G07, G19).
+func TestG19ForeignManifestsAreBoundedBeforeTheyAreFetched(t *testing.T) {
+	f := newFake(t, nil)
+	ref := f.serve("acme", ociManifest, manifest(""))
+	var entries []string
+	entry := func(body string, size int) string {
+		d := f.serve("acme", ociManifest, body).Digest.String()
+		entries = append(entries, fmt.Sprintf(`{"mediaType":%q,"artifactType":%q,"digest":%q,"size":%d}`, ociManifest, bundleType, d, size))
+		return d
+	}
+	bundleOf := func(content, more string) string {
+		return `{"schemaVersion":2,"mediaType":"` + ociManifest + `","config":` + descriptor("application/vnd.oci.image.config.v1+json", "{}", "") +
+			`,"layers":[` + descriptor(bundleType, content, "") + `],"subject":` + fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":2}`, ociManifest, ref.Digest) + more + `}`
+	}
+	padding := fmt.Sprintf(`,"annotations":{"a":%q}`, strings.Repeat("a", 64<<10))
+	honest, refused := map[string]bool{}, map[string]bool{}
+	big := strings.Repeat("x", 15<<20)
+	f.set("/v2/acme/blobs/"+attest.Hash([]byte(big)).String(), page{body: big})
+	for i := range 6 { // 90 MiB of bundles
+		body := bundleOf(big, fmt.Sprintf(`,"annotations":{"n":"%d"}`, i))
+		honest[entry(body, len(body))] = true
+	}
+	for i := range 20 {
+		body := bundleOf("small", fmt.Sprintf(`,"artifactType":"a/%d"`, i)+padding)
+		refused[entry(body, len(body))] = true
+	}
+	negative := entry(bundleOf("small", `,"artifactType":"a/negative"`), -(1 << 40))
+	refused[negative] = true
+	liar := entry(bundleOf("small", `,"artifactType":"a/liar"`+padding), 700)
+	f.set("/v2/acme/referrers/"+ref.Digest.String(), page{body: `{"schemaVersion":2,"mediaType":"` + ociIndex + `","manifests":[` + strings.Join(entries, ",") + `]}`})
+
+	read, why := 0, map[string]string{}
+	err := newClient(t, registry.Config{Hosts: plain(f.host())}).Foreign(t.Context(), ref, func(found registry.Found) error {
+		if found.Err != nil {
+			if found.Content != nil {
+				t.Errorf("%s has an error and its content", found.Place)
+			}
+			why[found.Place] = found.Err.Error()
+		} else {
+			read++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := map[string]int{}
+	for _, c := range f.calls() {
+		asked[strings.TrimPrefix(c.request, "GET /v2/acme/")]++
+	}
+	for d := range refused {
+		if asked["manifests/"+d] != 0 || !strings.HasPrefix(why[d], "TOO_LARGE: it is listed with") {
+			t.Errorf("%s: asked for %d times, skipped for %q", d, asked["manifests/"+d], why[d])
+		}
+	}
+	if asked["manifests/"+liar] != 1 || !strings.HasPrefix(why[liar], "TOO_LARGE: registry") {
+		t.Errorf("one that is larger than listed: skipped for %q", why[liar])
+	}
+	if n := asked["blobs/"+attest.Hash([]byte(big)).String()]; n != 4 || read != 4 {
+		t.Errorf("%d large bundles asked for, %d read, want 4", n, read)
+	}
+	tag := "sha256-" + ref.Digest.Hex()
+	beyond := 0
+	for place, words := range why {
+		if strings.HasPrefix(words, "TOO_LARGE: what is beside") && (honest[place] || place == tag+".sig" || place == tag+".att") {
+			beyond++
+		}
+	}
+	if beyond != 4 || len(why) != 4+len(refused)+1 || asked["manifests/"+tag+".sig"]+asked["manifests/"+tag+".att"] != 0 {
+		t.Errorf("skipped beyond the allowance: %d of %v; asked for %v", beyond, why, asked)
+	}
+}

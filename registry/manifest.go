@@ -35,7 +35,12 @@ type document struct {
 // document fetches a manifest or index by digest. The bytes hash to it or the
 // answer is DIGEST_MISMATCH, whatever the registry's headers say (G02, G03).
 func (c *Client) document(ctx context.Context, repo attest.Repository, d attest.Digest) (*document, error) {
-	doc, err := c.get(ctx, repo, d.String())
+	return c.documentOf(ctx, repo, d, maxManifest)
+}
+
+// documentOf is document for one of at most limit bytes. A larger one is TOO_LARGE.
+func (c *Client) documentOf(ctx context.Context, repo attest.Repository, d attest.Digest, limit int64) (*document, error) {
+	doc, err := c.getOf(ctx, repo, d.String(), limit)
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +52,16 @@ func (c *Client) document(ctx context.Context, repo attest.Repository, d attest.
 
 // get fetches what reference, a digest or a tag, names.
 func (c *Client) get(ctx context.Context, repo attest.Repository, reference string) (*document, error) {
+	return c.getOf(ctx, repo, reference, maxManifest)
+}
+
+func (c *Client) getOf(ctx context.Context, repo attest.Repository, reference string, limit int64) (*document, error) {
 	s, err := c.session(ctx, repo, transport.PullScope)
 	if err != nil {
 		return nil, err
 	}
-	a, err := s.do(ctx, http.MethodGet, "manifests/"+reference, nil, maxManifest, "Accept", strings.Join(accepted, ","))
+	// An answer that says why not has its room too: it must not pass for a large document.
+	a, err := s.do(ctx, http.MethodGet, "manifests/"+reference, nil, max(limit, maxReferrer), "Accept", strings.Join(accepted, ","))
 	if err != nil {
 		return nil, err
 	}
@@ -60,6 +70,9 @@ func (c *Client) get(ctx context.Context, repo attest.Repository, reference stri
 	}
 	if a.status != http.StatusOK {
 		return nil, s.host.refusal(a.status, a.body)
+	}
+	if int64(len(a.body)) > limit {
+		return nil, attest.Errorf(attest.TooLarge, "registry %s answers for %s with more than %d bytes", repo.Host(), repo, limit)
 	}
 	digest := attest.Hash(a.body)
 	if says := a.header.Get("Docker-Content-Digest"); strings.HasPrefix(says, "sha256:") && says != digest.String() {
