@@ -98,10 +98,11 @@ func (c *Client) subject(ctx context.Context, ref attest.ImageRef) (subject, err
 	if ok {
 		return known, nil
 	}
-	doc, err := c.document(ctx, ref.Repository, ref.Digest)
+	doc, _, free, err := c.gather(ctx, c.room.single, ref.Repository, ref.Digest.String(), alone)
 	if err != nil {
 		return subject{}, err
 	}
+	defer free()
 	known = subject{doc.mediaType, int64(len(doc.raw))}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -279,6 +280,7 @@ func pause(ctx context.Context, try int) error {
 
 // listing is what a registry lists as the referrers of a digest.
 type listing struct {
+	bytes    int                        // of all pages
 	api      bool                       // by the referrers API; else by the fallback tag
 	order    []string                   // digests, as listed
 	byDigest map[string]json.RawMessage // their entries, as listed
@@ -397,6 +399,9 @@ func (s *session) nextPage(a *answer, base string) (string, error) {
 // read adds the entries of an image index and returns the document's members.
 // Entries are kept as they are: most are somebody else's.
 func (l *listing) read(a *answer) (map[string]json.RawMessage, error) {
+	if l.bytes += len(a.body); l.bytes > maxListing || tooMany(a.body) {
+		return nil, attest.Errorf(attest.TooLarge, "the list of referrers has more than %d bytes or %d values", maxListing, maxValues)
+	}
 	if err := attest.StrictJSON(a.body, 16); err != nil {
 		return nil, err
 	}
@@ -569,7 +574,11 @@ func (c *Client) fetchBundles(ctx context.Context, s *session, ref attest.ImageR
 
 // fetchBundle returns one bundle, or a zero one for a referrer of another kind.
 func (c *Client) fetchBundle(ctx context.Context, s *session, ref attest.ImageRef, d attest.Digest, budget *bytesBudget) (stored, error) {
-	doc, err := c.document(ctx, ref.Repository, d)
+	// The manifests of all are held, and anybody can write one.
+	doc, err := c.documentOf(ctx, ref.Repository, d, maxReferrer)
+	if attest.ReasonOf(err) == attest.TooLarge {
+		return stored{}, attest.Errorf(attest.ManifestAmbiguous, "referrer %s is larger than any that holds a bundle: %w", d, err)
+	}
 	if err != nil {
 		return stored{}, err
 	}

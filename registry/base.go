@@ -287,18 +287,11 @@ func (q *inquiry) judge(ctx context.Context, k *candidate) error {
 	if byTag {
 		reference = k.tag
 	}
-	found, err := q.get(ctx, at, reference)
-	if err == nil && !byTag && found.digest != k.digest {
-		err = attest.Errorf(attest.DigestMismatch, "the registry answers with another digest")
-	}
-	var bases [][]*document
-	if err == nil {
-		k.digest = found.digest
-		bases, err = q.basesFor(ctx, k, at, found)
-	}
+	bases, free, err := q.basesFor(ctx, k, at, reference)
 	if err != nil {
 		return k.unfetchable(err)
 	}
+	defer free()
 	return q.compare(ctx, k, at, byTag, bases)
 }
 
@@ -316,39 +309,43 @@ func (k *candidate) unfetchable(err error) error {
 // platform. For an image without an index, whose platform is written in its
 // configuration only and may be anything, these are all where none is equal: the
 // layers decide anyway.
-func (q *inquiry) basesFor(ctx context.Context, k *candidate, at attest.Repository, found *document) ([][]*document, error) {
-	out := make([][]*document, len(k.about))
-	if found.index == nil {
-		for i := range out {
-			out[i] = []*document{found}
-		}
-		return out, nil
-	}
-	all, err := platforms(found.index)
-	if err != nil {
-		return nil, err
-	}
+func (q *inquiry) basesFor(ctx context.Context, k *candidate, at attest.Repository, reference string) ([][]*document, func(), error) {
 	wanted := make([][]v1.Descriptor, len(k.about))
 	var list []v1.Descriptor
-	for i, p := range k.about {
-		wanted[i] = q.parts[p].candidates(all)
-		for _, d := range wanted[i] {
-			if !slices.ContainsFunc(list, func(other v1.Descriptor) bool { return other.Digest == d.Digest }) {
-				list = append(list, d)
+	found, docs, free, err := q.gather(ctx, q.room.bases, at, reference, func(found *document) (_ []v1.Descriptor, err error) {
+		// What is found is kept even when the rest of it cannot be had.
+		k.digest, list = found.digest, nil
+		if found.index == nil {
+			return nil, nil
+		}
+		all, err := platforms(found.index)
+		if err != nil {
+			return nil, err
+		}
+		for i, p := range k.about {
+			wanted[i] = q.parts[p].candidates(all)
+			for _, d := range wanted[i] {
+				if !slices.ContainsFunc(list, func(other v1.Descriptor) bool { return other.Digest == d.Digest }) {
+					list = append(list, d)
+				}
 			}
 		}
-	}
-	docs, err := q.children(ctx, at, list)
+		return list, nil
+	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	for i := range wanted {
+	out := make([][]*document, len(k.about))
+	for i := range out {
+		if found.index == nil {
+			out[i] = []*document{found}
+		}
 		for _, d := range wanted[i] {
 			j := slices.IndexFunc(list, func(other v1.Descriptor) bool { return other.Digest == d.Digest })
 			out[i] = append(out[i], docs[j])
 		}
 	}
-	return out, nil
+	return out, free, nil
 }
 
 // candidates returns the entries of a base's index for a part's platform.

@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"encoding/json"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -60,7 +61,11 @@ func (q *inquiry) buildkit(ctx context.Context) (provenance, error) {
 			continue
 		}
 		g.Go(func() error {
-			var err error
+			free, err := take(ctx, q.room.single, min(d.Size, maxManifest)+maxProvenance)
+			if err != nil {
+				return err
+			}
+			defer free()
 			said[i], err = q.provenanceOf(ctx, *d, q.parts[i].doc.digest, &left)
 			read[i] = err == nil
 			if err != nil && outage(err) {
@@ -170,7 +175,7 @@ func parseProvenance(raw []byte, kind string, of attest.Digest) ([]*candidate, e
 // imageURI is what names an image, the last group of it the reference behind oci:// .
 // Schemes and the types of package URLs have no case, and slashes before a type count
 // for nothing: what names an image in a rare spelling is one all the same.
-var imageURI = regexp.MustCompile(`^(?i:pkg:/*(?:docker|oci)/|oci://(.*))`)
+var imageURI = regexp.MustCompile(`(?is)^(?:pkg:/*(?:docker|oci)/|oci://(.*))`)
 
 // dependency reads the URI of an image, with its digest in hex; nil for what is no
 // image.
@@ -254,19 +259,19 @@ func (k *candidate) reference(name, hex string) *candidate {
 		k.trouble = "the URI names no repository"
 		return k
 	}
-	k.repo, k.tag, k.digest = repo, tag, digest
-	if hex == "" {
-		return k
+	if hex != "" {
+		d, err := parseDigest("sha256:" + hex)
+		switch {
+		case err != nil:
+			k.trouble = "its digest is no sha256 digest"
+		case !digest.IsZero() && digest != d:
+			k.trouble = "the provenance gives two different digests of it"
+		}
+		digest = d
 	}
-	d, err := parseDigest("sha256:" + hex)
-	switch {
-	case err != nil:
-		k.trouble = "its digest is no sha256 digest"
-	case !digest.IsZero() && digest != d:
-		k.trouble = "the provenance gives two different digests of it"
-	default:
-		k.digest = d
-		k.claim.Name = clip(attest.BaseName{Repository: repo, Tag: tag, Digest: d}.String())
+	k.repo, k.tag, k.digest = repo, tag, digest
+	if k.trouble == "" {
+		k.claim.Name = clip(attest.BaseName{Repository: repo, Tag: tag, Digest: digest}.String())
 	}
 	return k
 }

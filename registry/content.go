@@ -100,6 +100,11 @@ func (c *Client) config(ctx context.Context, repo attest.Repository, doc *docume
 	case d.Size > maxConfig:
 		return imageConfig{}, attest.Errorf(attest.TooLarge, "the configuration has %d bytes", d.Size)
 	}
+	free, err := take(ctx, c.room.single, d.Size)
+	if err != nil {
+		return imageConfig{}, err
+	}
+	defer free()
 	raw, err := c.blob(ctx, repo, d)
 	if err != nil {
 		return imageConfig{}, err
@@ -125,6 +130,9 @@ func parseConfig(raw []byte) (imageConfig, error) {
 	}
 	if err := json.Unmarshal(raw, &config); err != nil {
 		return imageConfig{}, attest.Errorf(attest.BadJSON, "the configuration does not have the fields of its type")
+	}
+	if n := len(config.RootFS.DiffIDs); n > maxLayers {
+		return imageConfig{}, attest.Errorf(attest.TooLarge, "the configuration lists %d layers", n)
 	}
 	out := imageConfig{labels: map[string]string{}}
 	for _, s := range config.RootFS.DiffIDs {

@@ -9,6 +9,15 @@ import (
 	"github.com/hallmarkd/hallmark/attest"
 )
 
+// Crowded reports whether a call waits for room for its image.
+func (c *Client) Crowded() bool {
+	if !c.room.images.TryAcquire(1) {
+		return true
+	}
+	c.room.images.Release(1)
+	return false
+}
+
 // Parse reads a manifest as an answer of this type would be read.
 func Parse(raw []byte, contentType string) error { _, err := parse(raw, contentType); return err }
 

@@ -64,14 +64,11 @@ func (c *Client) Follow(ctx context.Context, repo attest.Repository, tag string)
 		return nil, err
 	}
 	from := c.Readable(repo)
-	doc, err := c.get(ctx, from, tag)
+	doc, parts, free, err := c.parts(ctx, c.room.bases, from, tag)
 	if err != nil {
 		return nil, err
 	}
-	parts, err := c.parts(ctx, from, doc)
-	if err != nil {
-		return nil, err
-	}
+	defer free()
 	name := attest.BaseName{Repository: c.canonical(repo), Tag: tag, Digest: doc.digest}
 	var out []FollowedBase
 	for _, p := range parts {
@@ -129,14 +126,11 @@ func (c *Client) compareTag(ctx context.Context, b attest.Base, state *attest.Ba
 		return nil
 	}
 	// 2. What it names now, by its bytes.
-	now, err := c.get(ctx, repo, b.Tag)
+	now, current, free, err := c.parts(ctx, c.room.bases, repo, b.Tag)
 	if err != nil {
 		return err
 	}
-	current, err := c.parts(ctx, repo, now)
-	if err != nil {
-		return err
-	}
+	defer free()
 	state.Current = now.digest
 	names := func(d attest.Digest) bool {
 		return slices.ContainsFunc(current, func(p part) bool { return p.doc.digest == d })
@@ -202,10 +196,11 @@ func (c *Client) head(ctx context.Context, repo attest.Repository, tag string) (
 // wholeBase returns all platforms of a base of which no proof says which of them
 // were used.
 func (c *Client) wholeBase(ctx context.Context, repo attest.Repository, d attest.Digest) ([]attest.BasePart, error) {
-	doc, err := c.document(ctx, repo, d)
+	doc, _, free, err := c.gather(ctx, c.room.single, repo, d.String(), alone)
 	if err != nil {
 		return nil, err
 	}
+	defer free()
 	if doc.index == nil {
 		return []attest.BasePart{{Base: d}}, nil
 	}
@@ -223,10 +218,11 @@ func (c *Client) wholeBase(ctx context.Context, repo attest.Repository, d attest
 // sameLayers reports whether a platform that the tag names now has the layers of
 // the base's manifest p.
 func (c *Client) sameLayers(ctx context.Context, repo attest.Repository, p attest.BasePart, current []part) (bool, error) {
-	old, err := c.document(ctx, repo, p.Base)
+	old, _, free, err := c.gather(ctx, c.room.single, repo, p.Base.String(), alone)
 	if err != nil {
 		return false, err
 	}
+	defer free()
 	if old.image == nil {
 		return false, attest.Errorf(attest.ManifestAmbiguous, "%s is recorded as a platform of a base and is an index", p.Base)
 	}

@@ -50,9 +50,11 @@ type Found struct {
 // registry, and visit's own, which ends it.
 func (c *Client) Foreign(ctx context.Context, ref attest.ImageRef, visit func(Found) error) error {
 	// 1. The image itself. Its digest alone says nothing of what a repository holds.
-	if _, err := c.document(ctx, ref.Repository, ref.Digest); err != nil {
+	_, _, free, err := c.gather(ctx, c.room.single, ref.Repository, ref.Digest.String(), alone)
+	if err != nil {
 		return err
 	}
+	free()
 	s, err := c.session(ctx, ref.Repository, transport.PullScope)
 	if err != nil {
 		return err
@@ -236,7 +238,10 @@ func (b *beside) legacy(ctx context.Context, tag, form, layer string) error {
 	if err := b.take(0); err != nil {
 		return b.bad(tag, err)
 	}
-	doc, err := b.client.get(ctx, b.ref.Repository, tag)
+	doc, _, free, err := b.client.gather(ctx, b.client.room.single, b.ref.Repository, tag, alone)
+	if err == nil {
+		free() // visit may wait for room of its caller's; how many calls there are is for that one to bound
+	}
 	if attest.ReasonOf(err) == attest.SubjectNotFound {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/hallmarkd/hallmark/attest"
 )
@@ -78,7 +79,12 @@ func (c *Client) getOf(ctx context.Context, repo attest.Repository, reference st
 	if says := a.header.Get("Docker-Content-Digest"); strings.HasPrefix(says, "sha256:") && says != digest.String() {
 		return nil, attest.Errorf(attest.DigestMismatch, "registry %s answers for %s with a digest that is not that of its bytes", repo.Host(), repo)
 	}
+	free, err := take(ctx, c.room.parse, 1)
+	if err != nil {
+		return nil, err
+	}
 	doc, err := parse(a.body, a.header.Get("Content-Type"))
+	free()
 	if err != nil {
 		return nil, err
 	}
@@ -90,6 +96,9 @@ func (c *Client) getOf(ctx context.Context, repo attest.Repository, reference st
 // something else: its media type, that of the answer and its shape agree, and it
 // is no manifest and index at once (CVE-2021-41190, image-spec manifest.md).
 func parse(raw []byte, contentType string) (*document, error) {
+	if tooMany(raw) {
+		return nil, attest.Errorf(attest.TooLarge, "manifest has more than %d values", maxValues)
+	}
 	if err := attest.StrictJSON(raw, 16); err != nil {
 		return nil, err
 	}
@@ -202,6 +211,9 @@ func (d *document) check() error {
 	if d.index != nil && len(d.index.Manifests) > maxPlatforms {
 		return attest.Errorf(attest.TooLarge, "index lists %d manifests; at most %d are supported", len(d.index.Manifests), maxPlatforms)
 	}
+	if d.image != nil && len(d.image.Layers) > maxLayers {
+		return attest.Errorf(attest.TooLarge, "manifest lists %d layers; at most %d are supported", len(d.image.Layers), maxLayers)
+	}
 	for _, e := range d.descriptors() {
 		// Other algorithms would let one image go by two names (G17).
 		digest, err := attest.ParseDigest(e.Digest.String())
@@ -273,10 +285,11 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 	if err != nil {
 		return attest.Image{}, err
 	}
-	img, doc, parts, err := c.look(ctx, ref)
+	img, doc, parts, free, err := c.look(ctx, ref)
 	if err != nil {
 		return attest.Image{}, err
 	}
+	defer free()
 	q := &inquiry{Client: c, repo: ref.Repository, doc: doc, parts: parts, budget: newBudget()}
 	img.Base, err = q.base(ctx, hint, followed)
 	if err != nil {
@@ -289,19 +302,19 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 func (c *Client) Subjects(ctx context.Context, ref attest.ImageRef) (attest.Image, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
-	img, _, _, err := c.look(ctx, ref)
-	return img, err
+	img, _, _, free, err := c.look(ctx, ref)
+	if err != nil {
+		return attest.Image{}, err
+	}
+	free()
+	return img, nil
 }
 
-// look fetches an image with its platforms.
-func (c *Client) look(ctx context.Context, ref attest.ImageRef) (attest.Image, *document, []part, error) {
-	doc, err := c.document(ctx, ref.Repository, ref.Digest)
+// look fetches an image with its platforms, which the caller frees.
+func (c *Client) look(ctx context.Context, ref attest.ImageRef) (attest.Image, *document, []part, func(), error) {
+	doc, parts, free, err := c.parts(ctx, c.room.images, ref.Repository, ref.Digest.String())
 	if err != nil {
-		return attest.Image{}, nil, nil, err
-	}
-	parts, err := c.parts(ctx, ref.Repository, doc)
-	if err != nil {
-		return attest.Image{}, nil, nil, err
+		return attest.Image{}, nil, nil, nil, err
 	}
 	img := attest.Image{Ref: ref, MediaType: string(doc.mediaType)}
 	if doc.index != nil {
@@ -309,27 +322,29 @@ func (c *Client) look(ctx context.Context, ref attest.ImageRef) (attest.Image, *
 			img.Platforms = append(img.Platforms, attest.Platform{Name: p.name, Digest: p.doc.digest})
 		}
 	}
-	return img, doc, parts, nil
+	return img, doc, parts, free, nil
 }
 
-// parts returns the platforms of an image.
-func (c *Client) parts(ctx context.Context, repo attest.Repository, doc *document) ([]part, error) {
+// parts fetches an image and its platforms within a pool (see gather).
+func (c *Client) parts(ctx context.Context, pool *semaphore.Weighted, repo attest.Repository, reference string) (*document, []part, func(), error) {
+	var children []v1.Descriptor
+	doc, docs, free, err := c.gather(ctx, pool, repo, reference, func(doc *document) (_ []v1.Descriptor, err error) {
+		if children = nil; doc.index != nil {
+			children, err = platforms(doc.index)
+		}
+		return children, err
+	})
+	if err != nil {
+		return nil, nil, nil, err
+	}
 	if doc.index == nil {
-		return []part{{doc: doc}}, nil
-	}
-	children, err := platforms(doc.index)
-	if err != nil {
-		return nil, err
-	}
-	docs, err := c.children(ctx, repo, children)
-	if err != nil {
-		return nil, err
+		return doc, []part{{doc: doc}}, free, nil
 	}
 	out := make([]part, len(docs))
 	for i, d := range docs {
 		out[i] = part{name: platformName(children[i].Platform), platform: children[i].Platform, doc: d}
 	}
-	return out, nil
+	return doc, out, free, nil
 }
 
 // platforms returns the entries of an index that are images for some platform.
@@ -360,18 +375,19 @@ func platforms(index *v1.IndexManifest) ([]v1.Descriptor, error) {
 // what its descriptor says, by digest, size and type.
 func (c *Client) children(ctx context.Context, repo attest.Repository, list []v1.Descriptor) ([]*document, error) {
 	// All are held at once, so their sum is bounded before one is fetched (G19).
-	total := int64(0)
-	for _, d := range list {
-		if total += min(d.Size, maxManifest+1); total > maxManifests {
-			return nil, attest.Errorf(attest.TooLarge, "the manifests that the index lists have more than %d bytes together", int64(maxManifests))
-		}
+	if _, err := sizeOf(list); err != nil {
+		return nil, err
 	}
 	out := make([]*document, len(list))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(parallel)
 	for i, d := range list {
 		g.Go(func() error {
-			doc, err := c.document(ctx, repo, digestOf(d))
+			// No more is parsed than there is room for.
+			doc, err := c.documentOf(ctx, repo, digestOf(d), d.Size)
+			if attest.ReasonOf(err) == attest.TooLarge {
+				return attest.Errorf(attest.DigestMismatch, "index says that %s has %d bytes: %w", d.Digest, d.Size, err)
+			}
 			if err != nil {
 				return err
 			}

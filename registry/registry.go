@@ -36,11 +36,12 @@ import (
 // TOO_LARGE before it is held in memory.
 const (
 	maxManifest  = 4 << 20  // bytes of a manifest, an index or a page of referrers
-	maxManifests = 16 << 20 // bytes of all manifests that one index lists
+	maxManifests = 8 << 20  // bytes of all manifests that one index lists
 	maxBundle    = 24 << 20 // bytes of one bundle: attest.MaxPredicate in base64
 	maxBundles   = 64 << 20 // bytes of all bundles of one digest
 	maxReferrers = 256      // bundles of one digest that are read
 	maxListed    = 4096     // referrers of one digest that are looked at
+	maxListing   = 16 << 20 // bytes of all pages of a list of referrers
 	maxPages     = 64       // pages that a list of referrers may have
 	maxPlatforms = 256      // entries of an index
 	maxBlob      = 32 << 30 // bytes of a layer that is copied
@@ -98,6 +99,7 @@ type Client struct {
 	log         *slog.Logger
 	locks       locks         // of subjects and blobs that are being written
 	hashers     chan struct{} // holds one for each layer that is being hashed
+	room        room
 
 	mu        sync.Mutex // guards what follows
 	sessions  map[sessionKey]*session
@@ -121,7 +123,7 @@ func New(cfg Config) (*Client, error) {
 		hosts: map[string]*host{}, ambient: cfg.Ambient,
 		timeout: cfg.Timeout, copyTimeout: cfg.CopyTimeout, log: cfg.Logger,
 		sessions: map[sessionKey]*session{}, noListing: map[attest.Repository]time.Time{},
-		subjects: map[attest.ImageRef]subject{}, hashers: make(chan struct{}, maxHashers),
+		subjects: map[attest.ImageRef]subject{}, hashers: make(chan struct{}, maxHashers), room: newRoom(),
 	}
 	if c.timeout <= 0 {
 		c.timeout = time.Minute
