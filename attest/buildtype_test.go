@@ -68,6 +68,19 @@ func withBase(result attest.BaseResult) attest.Image {
 	img := multi()
 	img.Base.Result = result
 	img.Base.Claims[0].Result = result
+	if result == attest.Attested {
+		claim := img.Base.Claims[0]
+		claim.From, claim.Root = attest.BaseFromAttestation, "vendor"
+		img.Base.Claims = nil
+		for _, who := range []attest.Foreigner{
+			{SAN: gitHub().SAN, Issuer: gitHub().Issuer, Build: gitHub().Build},
+			{SAN: gitLab().SAN, Issuer: gitLab().Issuer, Build: gitLab().Build},
+			{Key: attest.Key("vendor")},
+		} {
+			claim.Signer = who
+			img.Base.Claims = append(img.Base.Claims, claim)
+		}
+	}
 	return img
 }
 

@@ -1,5 +1,7 @@
 package attest
 
+import "cmp"
+
 // Forms in which foreign evidence comes.
 const (
 	FormBundle    = "bundle"           // Sigstore bundle, of cosign or GitHub
@@ -31,6 +33,14 @@ type Foreigner struct {
 	Issuer string `json:"issuer,omitempty"` // OIDC issuer
 	Key    string `json:"key,omitempty"`    // hex SHA-256 of the public key's PKIX DER, for evidence without a certificate
 	Build  Build  `json:"build,omitzero"`   // what the certificate's extensions say
+}
+
+// Under renders who signed under a root, for people.
+func (f Foreigner) Under(root string) string {
+	if f.Key != "" {
+		return "the key " + f.Key + " under root " + root
+	}
+	return f.SAN + " by issuer " + cmp.Or(f.Issuer, "unknown") + " under root " + root
 }
 
 // Layer is a layer of cosign's legacy .sig or .att image with the annotations that

@@ -1,6 +1,7 @@
 package gate_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -18,12 +19,12 @@ const attestedStages = `  - name: vendor
     rules:
     - signed_by: {issuer: github, when: "id.repository_id == 'SOURCE'"}
     - provenance: {source_id: "SOURCE"}
-    - base_image: {allowed: ["quay.io/base/*"], proof: attested, roots: [vendor]}
+    - base_image: {allowed: ["quay.io/base/*"], proof: attested, attested_by: [{root: vendor, when: "id.san == 'SAN' && id.issuer_url == 'ISSUER'"}]}
   - name: other
     rules:
     - signed_by: {issuer: github, when: "id.repository_id == 'SOURCE'"}
     - provenance: {source_id: "SOURCE"}
-    - base_image: {allowed: ["quay.io/base/*"], proof: attested, roots: [other]}
+    - base_image: {allowed: ["quay.io/base/*"], proof: attested, attested_by: [{root: other, when: "has(id.key)"}]}
   - name: layers
     rules:
     - signed_by: {issuer: github, when: "id.repository_id == 'SOURCE'"}
@@ -31,12 +32,16 @@ const attestedStages = `  - name: vendor
     - base_image: {allowed: ["quay.io/base/*"]}
 `
 
+func attested() string {
+	return strings.NewReplacer("SOURCE", dev.GitHubID(testkit.Source), "SAN", abroad.SAN, "ISSUER", abroad.Issuer).Replace(attestedStages)
+}
+
 // A base that the layers cannot show is attested when a vendor's imported provenance
 // names it as what the image was built from, and by nothing less.
 func TestAttestedBase(t *testing.T) {
 	t.Parallel()
 	a := newAbroad(t)
-	policy := strings.Replace(importing(2), "  - name: live\n", strings.ReplaceAll(attestedStages, "SOURCE", dev.GitHubID(testkit.Source))+"  - name: live\n", 1)
+	policy := strings.Replace(importing(2), "  - name: live\n", attested()+"  - name: live\n", 1)
 	a.SetPolicy(policy)
 	a.Restart()
 
@@ -62,6 +67,8 @@ func TestAttestedBase(t *testing.T) {
 		{"v1", attest.PredicateProvenance, v1(dep("git+https://github.com/x/y", attest.Hash(nil)), named), false, attest.Attested, "vendor"},
 		{"v0.2", provenanceV02, v02(named), false, attest.Attested, "vendor"},
 		{"by a key", attest.PredicateProvenance, v1(named), true, attest.Attested, "other"},
+		{"of Tekton", attest.PredicateProvenance, v1(dep("git+https://github.com/x/y", attest.Hash(nil)), dep("oci://quay.io/base/debian", base.Digest)), false, attest.Attested, "vendor"},
+		{"D12 of Tekton: the image of a step beside it", attest.PredicateProvenance, v1(named, dep("oci://ghcr.io/tekton/step", golang)), false, attest.Claimed, ""},
 		{"with the Dockerfile's frontend", provenanceV02, v02(dep("pkg:docker/docker/dockerfile@1", golang), named), false, attest.Attested, "vendor"},
 		{"D12 another digest", attest.PredicateProvenance, v1(dep("pkg:docker/quay.io/base/debian@12", golang)), false, attest.Claimed, ""},
 		{"D12 another repository", attest.PredicateProvenance, v1(dep("pkg:docker/quay.io/evil/debian@12", base.Digest)), false, attest.Claimed, ""},
@@ -122,6 +129,94 @@ func TestAttestedBase(t *testing.T) {
 		}
 		if got := sign(t, a.Stack, a.Token(nil), img.ImageRef).Image.Base; got.Result != attest.Contradicted {
 			t.Errorf("%+v", got)
+		}
+	})
+	fsck(t, a.Stack)
+}
+
+// Under one root anybody may sign: whose word a base rests on is in the provenance, and
+// the rule asks for somebody's. What others add hides nothing and shows nothing.
+func TestAttestedByOthers(t *testing.T) {
+	t.Parallel()
+	a := newAbroad(t)
+	a.SetPolicy(strings.Replace(importing(2), "  - name: live\n", attested()+"  - name: live\n", 1))
+	a.Restart()
+	base := a.PushBase("debian", "12")
+	base.Repository = "quay.io/base/debian"
+	statement := func(app testkit.Pushed, d attest.Digest) []byte {
+		return abroad.Statement(t, provenanceV02, map[string]any{"predicate": map[string]any{"materials": []any{
+			map[string]any{"uri": "pkg:docker/quay.io/base/debian@12", "digest": map[string]string{"sha256": d.Hex()}},
+		}}}, app.Digest)
+	}
+	refer := func(app testkit.Pushed, bundle []byte) {
+		abroad.Refer(t, app.ImageRef, app.Digest, abroad.BundleType, bundle)
+	}
+	mallory := func(app testkit.Pushed, i int, d attest.Digest) []byte {
+		return a.vendor.BundleBy(fmt.Sprintf("mallory%d@mail.example", i), abroad.Issuer, statement(app, d), abroad.Parts{})
+	}
+	all := func(app testkit.Pushed, want int) {
+		t.Helper()
+		if out, err := a.Gate.Import(t.Context(), a.job, app.ImageRef); err != nil || len(out.Imported) != want {
+			t.Fatalf("%v: %+v", err, out)
+		}
+	}
+	verdict := func(app testkit.Pushed) gate.Decision {
+		t.Helper()
+		return promote(t, a.Stack, gate.PromoteRequest{Ref: app.ImageRef, ToStage: "vendor", DryRun: true}).Decision
+	}
+
+	t.Run("D13 another signer under the root", func(t *testing.T) {
+		app := a.PushOn(base, "12", "acme/api")
+		refer(app, mallory(app, 0, base.Digest))
+		all(app, 1)
+		got := sign(t, a.Stack, a.Token(nil), app.ImageRef).Image.Base
+		if c := got.Claims[0]; got.Result != attest.Attested || c.Signer.SAN != "mallory0@mail.example" || c.Signer.Issuer != abroad.Issuer {
+			t.Errorf("%+v", got)
+		}
+		wantDenied(t, verdict(app), attest.BaseUnproven)
+	})
+	t.Run("D13 the certificate's issuer is another", func(t *testing.T) {
+		app := a.PushOn(base, "12", "acme/api")
+		refer(app, a.vendor.BundleBy(abroad.SAN, "https://accounts.mail.example", statement(app, base.Digest), abroad.Parts{}))
+		all(app, 1)
+		sign(t, a.Stack, a.Token(nil), app.ImageRef)
+		wantDenied(t, verdict(app), attest.BaseUnproven)
+	})
+	for _, row := range []struct {
+		name  string
+		names attest.Digest // what the others say is the base
+	}{
+		{"D13 twenty others after the vendor, of another base", attest.Hash([]byte("golang"))},
+		{"D13 twenty others after the vendor, of the same base", base.Digest},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			app := a.PushOn(base, "12", "acme/api")
+			refer(app, a.vendor.Bundle(statement(app, base.Digest), abroad.Parts{}))
+			all(app, 1)
+			for i := range 20 {
+				refer(app, mallory(app, i, row.names))
+			}
+			all(app, 21)
+			sign(t, a.Stack, a.Token(nil), app.ImageRef)
+			if d := verdict(app); d.Verdict != gate.Allowed {
+				t.Errorf("%+v", d.Results)
+			}
+		})
+	}
+	t.Run("D13 twenty by one other before the vendor", func(t *testing.T) {
+		app := a.PushOn(base, "12", "acme/api")
+		for range 20 {
+			refer(app, mallory(app, 0, base.Digest))
+		}
+		all(app, 20)
+		refer(app, a.vendor.Bundle(statement(app, base.Digest), abroad.Parts{}))
+		all(app, 21)
+		got := sign(t, a.Stack, a.Token(nil), app.ImageRef).Image.Base
+		if n := len(got.Claims); n > 3 { // the vendor's, the other's, and the annotation
+			t.Errorf("%d claims: one for each signer is enough: %+v", n, got.Claims)
+		}
+		if d := verdict(app); d.Verdict != gate.Allowed {
+			t.Errorf("%+v", d.Results)
 		}
 	})
 	fsck(t, a.Stack)

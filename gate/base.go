@@ -34,9 +34,9 @@ const (
 // caller needs the role auditors, promoters or signers for the image's repository.
 //
 // Of an image in a repository for which the caller has none of these roles only
-// what the registry says is given, and only when it is known by more than somebody's
-// word that the image before is built on it: else anybody could name a base to have
-// it looked up (attacks K07).
+// what the registry says is given, and only when the layers show that the image before
+// is built on it: else anybody could name a base to have it looked up, also in
+// provenance of their own (attacks K07).
 //
 // What cannot be found out is said in the link; it fails the whole only for the image
 // that was asked about.
@@ -101,7 +101,7 @@ func (g *Gate) mayFollow(id attest.Identity, b attest.Base) bool {
 	switch {
 	case b.Repository == "" || b.Digest.IsZero() || b.Result == attest.Contradicted:
 		return false
-	case b.Result.Proven() || b.Result == attest.Attested:
+	case b.Result.Proven():
 		return true
 	}
 	return g.mayReadBase(id, b.Repository)

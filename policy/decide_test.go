@@ -339,7 +339,7 @@ func TestDecideBase(t *testing.T) {
 		b.Result = r
 		return b
 	}
-	const attested = `{base_image: {allowed: ["registry.example.com/base/*"], proof: attested, roots: [vendor]}}`
+	const attested = `{base_image: {allowed: ["registry.example.com/base/*"], proof: attested, attested_by: [{root: vendor, when: "id.san == 'release@vendor.example' && id.issuer_url == 'https://accounts.vendor.example'"}, {root: elsewhere, when: "id.key == 'ab'"}]}}`
 	const claimedScratch = `{base_image: {allowed: ["registry.example.com/base/*"], proof: claimed, allow_scratch: true}}`
 	none := attest.Base{Result: attest.Unclaimed}
 	empty := attest.Base{Result: attest.Scratch, Claims: []attest.BaseClaim{{From: attest.BaseFromCaller, Name: "scratch", Result: attest.Scratch}}}
@@ -355,9 +355,22 @@ func TestDecideBase(t *testing.T) {
 		if about.IsZero() {
 			about = b.Digest
 		}
-		b.Claims = []attest.BaseClaim{{From: attest.BaseFromAttestation, Digest: about, Result: attest.Attested, Root: root}}
+		b.Claims = []attest.BaseClaim{{From: attest.BaseFromAttestation, Digest: about, Result: attest.Attested, Root: root, Signer: vendor}}
 		return b
 	}
+	said := func(claims ...attest.BaseClaim) attest.Base {
+		b := by("", attest.Digest{})
+		b.Claims = nil
+		for _, c := range claims {
+			c.Name, c.Digest = string(base), b.Digest
+			b.Claims = append(b.Claims, c)
+		}
+		return b
+	}
+	word := func(root string, who attest.Foreigner) attest.BaseClaim {
+		return attest.BaseClaim{From: attest.BaseFromAttestation, Result: attest.Attested, Root: root, Signer: who}
+	}
+	mallory := attest.Foreigner{SAN: "mallory@vendor.example", Issuer: vendor.Issuer}
 	for _, row := range []struct {
 		name, rule string
 		bases      []attest.Base // one for each provenance, oldest first
@@ -393,6 +406,14 @@ func TestDecideBase(t *testing.T) {
 		{"D12 attested, layers asked", layers, []attest.Base{by("vendor", attest.Digest{})}, attest.BaseUnproven},
 		{"attested, claimed asked", claimed, []attest.Base{by("vendor", attest.Digest{})}, ""},
 		{"attested under another root", attested, []attest.Base{by("elsewhere", attest.Digest{})}, attest.BaseUnproven},
+		{"D13 attested by another signer under the root", attested, []attest.Base{said(word("vendor", mallory))}, attest.BaseUnproven},
+		{"D13 the name, certified by another issuer", attested, []attest.Base{said(word("vendor", attest.Foreigner{SAN: vendor.SAN, Issuer: "https://accounts.evil.example"}))}, attest.BaseUnproven},
+		{"D13 the name under another root, another signer under this one", attested, []attest.Base{said(word("other", vendor), word("vendor", mallory))}, attest.BaseUnproven},
+		{"D13 by nobody, as before signers were recorded", attested, []attest.Base{said(word("vendor", attest.Foreigner{}))}, attest.BaseUnproven},
+		{"D13 the right signer's claim of a pusher", attested, []attest.Base{said(attest.BaseClaim{From: attest.BaseFromLabel, Result: attest.Attested, Root: "vendor", Signer: vendor})}, attest.BaseUnproven},
+		{"among claims of others", attested, []attest.Base{said(word("vendor", mallory), word("other", mallory), word("vendor", vendor))}, ""},
+		{"by the key", attested, []attest.Base{said(word("elsewhere", attest.Foreigner{Key: "ab"}))}, ""},
+		{"D13 by another key", attested, []attest.Base{said(word("elsewhere", attest.Foreigner{Key: "cd"}))}, attest.BaseUnproven},
 		{"another base attested", attested, []attest.Base{by("vendor", attest.Hash(nil))}, attest.BaseUnproven},
 		{"attested by no claim", attested, []attest.Base{with(attest.Attested, base)}, attest.BaseUnproven},
 		{"D12 claimed, attested asked", attested, []attest.Base{with(attest.Claimed, base)}, attest.BaseUnproven},

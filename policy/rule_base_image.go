@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -12,7 +13,7 @@ import (
 // How a base must be known.
 const (
 	proofLayers   = "layers"   // its layers are the image's first layers: the default
-	proofAttested = "attested" // that, or provenance signed under one of the named foreign roots names it
+	proofAttested = "attested" // that, or provenance by one of the named foreign signers names it
 	proofClaimed  = "claimed"  // somebody says so, and nothing contradicts it
 )
 
@@ -20,47 +21,89 @@ const (
 type baseImageRule struct {
 	allowed []placed
 	proof   string
-	roots   []string // foreign roots whose word counts
-	scratch bool     // also admit an image that is said to be built from nothing
+	words   []word // whose attestation counts
+	scratch bool   // also admit an image that is said to be built from nothing
 }
 
 func (l *loader) baseImage(n *yaml.Node, _ *Stage) rule {
 	r := &baseImageRule{proof: proofLayers}
 	ok := l.mapping(n, kindBaseImage, fields{
-		"allowed": l.patterns(&r.allowed, false),
-		"proof":   l.oneOf("proof", &r.proof, proofLayers, proofAttested, proofClaimed),
-		"roots": l.texts("roots", func(n *yaml.Node, _ string) {
-			var root string
-			if l.root(&root)(n); root != "" {
-				r.roots = append(r.roots, root)
-			}
-		}),
+		"allowed":       l.patterns(&r.allowed, false),
+		"proof":         l.oneOf("proof", &r.proof, proofLayers, proofAttested, proofClaimed),
+		"attested_by":   l.words(&r.words),
 		"allow_scratch": l.flag("allow_scratch", &r.scratch),
 	}, "allowed")
 	switch {
 	case !ok:
 		return nil
-	case r.proof == proofAttested && len(r.roots) == 0:
-		// What was signed elsewhere counts for rules that name its root, and for no other.
-		l.fail(n, "base_image with proof: attested needs roots: the names of the foreign roots whose provenance counts")
+	case r.proof == proofAttested && len(r.words) == 0:
+		// What was signed elsewhere counts for rules that name its signer, and for no other.
+		l.fail(n, "base_image with proof: attested needs attested_by: a list of {root, when} that says whose provenance counts")
 		return nil
-	case r.proof != proofAttested && len(r.roots) > 0:
-		l.fail(n, "base_image has roots, which only proof: attested heeds")
+	case r.proof != proofAttested && len(r.words) > 0:
+		l.fail(n, "base_image has attested_by, which only proof: attested heeds")
 		return nil
 	}
 	return r
+}
+
+// word is whose attestation of a base counts. A root alone is nobody: public ones
+// certify whoever asks (attacks D13).
+type word struct {
+	root string // name of a foreign root in the configuration
+	when *condition
+}
+
+// words reads a list of at least one word.
+func (l *loader) words(into *[]word) func(*yaml.Node) {
+	return func(n *yaml.Node) {
+		if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+			l.fail(n, "attested_by is empty")
+			return
+		}
+		l.list(n, "attested_by", func(n *yaml.Node) {
+			var w word
+			var when *yaml.Node
+			var text string
+			ok := l.mapping(n, "an entry of attested_by", fields{
+				"root": l.root(&w.root),
+				"when": func(n *yaml.Node) { when = n; l.text("when", &text)(n) },
+			}, "root", "when")
+			if !ok {
+				return
+			}
+			if w.when = l.condition(l.cond.foreign, when, text); w.when != nil {
+				*into = append(*into, w)
+			}
+		})
+	}
+}
+
+func (w word) String() string { return "under root " + w.root + " where " + w.when.text }
+
+// admits reports whether an attestation under a root by a signer counts.
+func (w word) admits(root string, signer attest.Foreigner) bool {
+	return w.root == root && w.when.holds(map[string]any{"id": foreignVars(signer)}) == nil
 }
 
 func (r *baseImageRule) kind() string  { return kindBaseImage }
 func (r *baseImageRule) carried() bool { return true }
 
 func (r *baseImageRule) spec() any {
+	type attester struct {
+		Root string `json:"root"`
+		When string `json:"when"`
+	}
+	var by []attester
+	for _, w := range r.words {
+		by = append(by, attester{w.root, w.when.text})
+	}
 	return struct {
-		Allowed []string `json:"allowed"`
-		Proof   string   `json:"proof"`
-		Roots   []string `json:"roots,omitempty"`
-		Scratch bool     `json:"allow_scratch"`
-	}{texts(r.allowed), r.proof, r.roots, r.scratch}
+		Allowed    []string   `json:"allowed"`
+		Proof      string     `json:"proof"`
+		AttestedBy []attester `json:"attested_by,omitempty"`
+		Scratch    bool       `json:"allow_scratch"`
+	}{texts(r.allowed), r.proof, by, r.scratch}
 }
 
 // judge takes the newest accepted provenance that says anything of a base: one
@@ -120,7 +163,7 @@ func (r *baseImageRule) weigh(q *inquiry, base attest.Base) (reason attest.Reaso
 	case base.Result == attest.Scratch:
 		return attest.BaseUnproven, "built from nothing, by the word of its job (SCRATCH)", "build on an allowed base, or let the rule say allow_scratch: true"
 	case base.Result == attest.Attested && r.proof == proofAttested && !r.vouched(base):
-		return attest.BaseUnproven, found, "the attestation is not by a root that the rule names under roots: add the root, or name a base whose layers prove it"
+		return attest.BaseUnproven, found + ", by " + cmp.Or(few(attesters(base)), "nobody"), "nobody whom the rule names under attested_by attests it: import the provenance of somebody who is named before signing, or name a base whose layers prove it"
 	case !r.enough(base):
 		return attest.BaseUnproven, found, "name a base in a registry that the service reads, so that its layers can be compared: hallmark sign … --base REF"
 	case r.allows(base.Repository):
@@ -152,11 +195,27 @@ func (r *baseImageRule) enough(base attest.Base) bool {
 	return false
 }
 
-// vouched reports whether a root that the rule names attests the base.
+// vouched reports whether somebody whom the rule names attests the base: root and
+// signer of one and the same claim.
 func (r *baseImageRule) vouched(base attest.Base) bool {
 	return slices.ContainsFunc(base.Claims, func(c attest.BaseClaim) bool {
-		return c.From == attest.BaseFromAttestation && c.Result == attest.Attested && c.Digest == base.Digest && slices.Contains(r.roots, c.Root)
+		return attests(c, base) && slices.ContainsFunc(r.words, func(w word) bool { return w.admits(c.Root, c.Signer) })
 	})
+}
+
+func attests(c attest.BaseClaim, base attest.Base) bool {
+	return c.From == attest.BaseFromAttestation && c.Result == attest.Attested && c.Digest == base.Digest
+}
+
+// attesters renders who attests the base, for people.
+func attesters(base attest.Base) []string {
+	var out []string
+	for _, c := range base.Claims {
+		if attests(c, base) {
+			out = append(out, c.Signer.Under(c.Root))
+		}
+	}
+	return out
 }
 
 func (r *baseImageRule) allows(repo attest.Repository) bool {
@@ -177,7 +236,11 @@ func (r *baseImageRule) required() string {
 	case proofLayers:
 		return s + ", proved by its layers"
 	case proofAttested:
-		return s + ", proved by its layers or attested under " + strings.Join(r.roots, " or ")
+		words := make([]string, len(r.words))
+		for i, w := range r.words {
+			words[i] = w.String()
+		}
+		return s + ", proved by its layers or attested " + strings.Join(words, " or ")
 	}
 	return s + ", proved or claimed"
 }

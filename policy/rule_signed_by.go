@@ -144,10 +144,7 @@ type imported struct {
 
 // whose renders the signer for people.
 func (i *imported) whose() string {
-	if i.said.Signer.Key != "" {
-		return "the key " + i.said.Signer.Key + " under root " + i.said.Root
-	}
-	return i.said.Signer.SAN + " by issuer " + orUnknown(i.said.Signer.Issuer) + " under root " + i.said.Root
+	return i.said.Signer.Under(i.said.Root)
 }
 
 // judgeForeign passes when one imported signature verified under the rule's root and

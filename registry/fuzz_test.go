@@ -34,7 +34,15 @@ func TestDependency(t *testing.T) {
 		{"pkg:oci/debian@sha256%3A" + someHex + "?repository_url=docker.io%2Flibrary%2Fdebian&tag=12", someHex, registry.Claim{Name: ref("docker.io/library/debian:12"), Repository: "docker.io/library/debian", Tag: "12", Digest: someDigest}},
 		{"pkg:oci/debian@sha256%3A" + someHex + "?repository_url=ghcr.io", someHex, registry.Claim{Name: ref("ghcr.io/debian"), Repository: "ghcr.io/debian", Digest: someDigest}},
 		{"pkg:docker/alpine@3", "", registry.Claim{Name: "docker.io/library/alpine:3", Repository: "docker.io/library/alpine", Tag: "3"}},
+		{"oci://quay.io/base/debian", someHex, registry.Claim{Name: ref("quay.io/base/debian"), Repository: "quay.io/base/debian", Digest: someDigest}},
+		{"OCI://quay.io/base/debian:12@" + someDigest.String(), "", registry.Claim{Name: ref("quay.io/base/debian:12"), Repository: "quay.io/base/debian", Tag: "12", Digest: someDigest}},
+		{"pkg:/Docker/alpine@3", someHex, registry.Claim{Name: ref("docker.io/library/alpine:3"), Repository: "docker.io/library/alpine", Tag: "3", Digest: someDigest}},
 
+		{"oci://debian", someHex, registry.Claim{Name: "oci://debian", Trouble: "the URI names no repository"}},
+		{"oci://quay.io/base/debian\n", someHex, registry.Claim{Name: "oci://quay.io/base/debian?", Trouble: "the URI names no repository"}},
+		{"oci://", someHex, registry.Claim{Name: "oci://", Trouble: "the package URL cannot be read"}},
+		{"oci://quay.io/base/debian", "abc", registry.Claim{Name: "oci://quay.io/base/debian", Repository: "quay.io/base/debian", Trouble: "its digest is no sha256 digest"}},
+		{"oci://quay.io/base/debian@sha256:" + strings.Repeat("1", 64), someHex, registry.Claim{Name: "oci://quay.io/base/debian@sha256:" + strings.Repeat("1", 64), Repository: "quay.io/base/debian", Digest: someDigest, Trouble: "the provenance gives two different digests of it"}},
 		{"pkg:oci/debian@sha256%3A" + someHex, someHex, registry.Claim{Name: "pkg:oci/debian@sha256%3A" + someHex, Digest: someDigest, Trouble: "the package URL names no repository"}},
 		{"pkg:docker/alpine@3?digest=sha256%3A" + strings.Repeat("1", 64), someHex, registry.Claim{Name: "pkg:docker/alpine@3?digest=sha256%3A" + strings.Repeat("1", 64), Repository: "docker.io/library/alpine", Tag: "3", Digest: someDigest, Trouble: "the provenance gives two different digests of it"}},
 		{"pkg:docker/alpine@3", "abc", registry.Claim{Name: "pkg:docker/alpine@3", Repository: "docker.io/library/alpine", Tag: "3", Trouble: "the digest in the package URL is no sha256 digest"}},
@@ -143,7 +151,7 @@ func FuzzProvenance(f *testing.F) {
 func FuzzDependency(f *testing.F) {
 	for _, uri := range []string{
 		"pkg:docker/alpine@3.17?platform=linux%2Famd64", "pkg:oci/debian@sha256%3A" + someHex + "?repository_url=docker.io%2Flibrary%2Fdebian&tag=12",
-		"pkg:docker/localhost%3A5000/a%2Fb@1#sub", "pkg:docker/@/?", "pkg:oci/%00",
+		"pkg:docker/localhost%3A5000/a%2Fb@1#sub", "pkg:docker/@/?", "pkg:oci/%00", "oci://quay.io/base/debian:12@sha256:" + someHex,
 	} {
 		f.Add(uri, someHex)
 	}

@@ -327,7 +327,10 @@ func writeBase(b attest.Base) *pb.BaseImage {
 		Result: string(b.Result), Repository: string(b.Repository), Tag: b.Tag, Digest: text(b.Digest), Grade: string(b.Result.Grade()),
 		Layers: writeLayers(layers),
 		Claims: each(b.Claims, func(c attest.BaseClaim) *pb.BaseClaim {
-			return &pb.BaseClaim{From: c.From, Name: c.Name, Digest: text(c.Digest), Result: string(c.Result), Detail: c.Detail}
+			return &pb.BaseClaim{
+				From: c.From, Name: c.Name, Digest: text(c.Digest), Result: string(c.Result), Detail: c.Detail,
+				Root: c.Root, Signer: c.Signer.SAN, Issuer: c.Signer.Issuer, Key: c.Signer.Key,
+			}
 		}),
 		Platforms: each(b.Platforms, func(p attest.BasePart) *pb.BasePart {
 			return &pb.BasePart{Platform: p.Platform, Image: text(p.Image), Base: text(p.Base), Layers: writeLayers(p.Layers)}

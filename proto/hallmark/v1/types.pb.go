@@ -275,11 +275,17 @@ func (x *BaseImage) GetGrade() string {
 type BaseClaim struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// buildkit, annotation, label, caller, followed or attestation.
-	From          string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Digest        string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
-	Result        string `protobuf:"bytes,4,opt,name=result,proto3" json:"result,omitempty"`
-	Detail        string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	From   string `protobuf:"bytes,1,opt,name=from,proto3" json:"from,omitempty"`
+	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Digest string `protobuf:"bytes,3,opt,name=digest,proto3" json:"digest,omitempty"`
+	Result string `protobuf:"bytes,4,opt,name=result,proto3" json:"result,omitempty"`
+	Detail string `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Of a claim from an attestation: the foreign root that it verified under, and who
+	// signed it: the certificate's name and issuer, or the SHA-256 of the key.
+	Root          string `protobuf:"bytes,6,opt,name=root,proto3" json:"root,omitempty"`
+	Signer        string `protobuf:"bytes,7,opt,name=signer,proto3" json:"signer,omitempty"`
+	Issuer        string `protobuf:"bytes,8,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Key           string `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -345,6 +351,34 @@ func (x *BaseClaim) GetResult() string {
 func (x *BaseClaim) GetDetail() string {
 	if x != nil {
 		return x.Detail
+	}
+	return ""
+}
+
+func (x *BaseClaim) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
+}
+
+func (x *BaseClaim) GetSigner() string {
+	if x != nil {
+		return x.Signer
+	}
+	return ""
+}
+
+func (x *BaseClaim) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *BaseClaim) GetKey() string {
+	if x != nil {
+		return x.Key
 	}
 	return ""
 }
@@ -977,13 +1011,17 @@ const file_hallmark_v1_types_proto_rawDesc = "" +
 	"\x06layers\x18\x06 \x01(\x05R\x06layers\x123\n" +
 	"\tplatforms\x18\a \x03(\v2\x15.hallmark.v1.BasePartR\tplatforms\x127\n" +
 	"\vequivalents\x18\b \x03(\v2\x15.hallmark.v1.BaseNameR\vequivalents\x12\x14\n" +
-	"\x05grade\x18\t \x01(\tR\x05grade\"{\n" +
+	"\x05grade\x18\t \x01(\tR\x05grade\"\xd1\x01\n" +
 	"\tBaseClaim\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\tR\x04from\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x03 \x01(\tR\x06digest\x12\x16\n" +
 	"\x06result\x18\x04 \x01(\tR\x06result\x12\x16\n" +
-	"\x06detail\x18\x05 \x01(\tR\x06detail\"h\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x12\x12\n" +
+	"\x04root\x18\x06 \x01(\tR\x04root\x12\x16\n" +
+	"\x06signer\x18\a \x01(\tR\x06signer\x12\x16\n" +
+	"\x06issuer\x18\b \x01(\tR\x06issuer\x12\x10\n" +
+	"\x03key\x18\t \x01(\tR\x03key\"h\n" +
 	"\bBasePart\x12\x1a\n" +
 	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x12\n" +
