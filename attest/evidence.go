@@ -59,10 +59,7 @@ func (id Identity) MayAttest() error {
 	if id.Kind != Workload && id.Kind != Person {
 		return Errorf(SourceNotAllowed, "%s is a %s: only CI jobs and persons sign evidence", id.SAN, id.Kind)
 	}
-	if id.Unaccepted != "" {
-		return Errorf(EventNotAllowed, "%s may not sign: %s", id.SAN, id.Unaccepted)
-	}
-	return nil
+	return id.MayChange("sign")
 }
 
 // EvidenceKey is the natural key of an Attest request (design section 5): repository,

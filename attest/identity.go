@@ -33,7 +33,7 @@ type Identity struct {
 	// (the issuer's replay: once).
 	Once bool
 	// Unaccepted says why the job may run code that nobody has accepted into the
-	// repository: a pull request, a fork. Such a job may ask but not sign. "" is none.
+	// repository: a pull request, a fork. Such a job may ask, and change nothing. "" is none.
 	Unaccepted string
 	// Reusable is OWNER/REPO/PATH of the reusable workflow that runs the job, when
 	// the operator has listed it at exactly this commit, the runner is hosted, and

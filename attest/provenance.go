@@ -58,8 +58,14 @@ func (id Identity) MaySign() error {
 	if id.Kind != Workload {
 		return Errorf(SourceNotAllowed, "%s is a %s: only a CI job signs images", id.SAN, id.Kind)
 	}
+	return id.MayChange("sign")
+}
+
+// MayChange refuses a job that may run code which nobody has accepted
+// (EVENT_NOT_ALLOWED): it may ask, and change nothing. what completes "may not".
+func (id Identity) MayChange(what string) error {
 	if id.Unaccepted != "" {
-		return Errorf(EventNotAllowed, "%s may not sign: %s", id.SAN, id.Unaccepted)
+		return Errorf(EventNotAllowed, "%s may not %s: %s", id.SAN, what, id.Unaccepted)
 	}
 	return nil
 }

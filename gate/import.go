@@ -36,8 +36,8 @@ func (g *Gate) Import(ctx context.Context, id attest.Identity, ref attest.ImageR
 	if err := g.Ready(); err != nil {
 		return Imports{}, err
 	}
-	if id.Unaccepted != "" {
-		return Imports{}, attest.Errorf(attest.EventNotAllowed, "%s may not import: %s", id.SAN, id.Unaccepted)
+	if err := id.MayChange("import"); err != nil {
+		return Imports{}, err
 	}
 	if err := g.Policy.Allow(policy.Importers, id, ref.Repository); err != nil {
 		return Imports{}, err

@@ -37,6 +37,11 @@ func (g *Gate) Promote(ctx context.Context, id attest.Identity, req PromoteReque
 	if err := g.Policy.Allow(policy.Promoters, id, req.Ref.Repository); err != nil {
 		return Promoted{}, err
 	}
+	if !req.DryRun {
+		if err := id.MayChange("promote"); err != nil {
+			return Promoted{}, err
+		}
+	}
 	if len(req.Reason) > maxNote || len(req.Ticket) > maxNote {
 		return Promoted{}, attest.Errorf(attest.TooLarge, "reason and ticket may have %d bytes each", maxNote)
 	}
