@@ -2,7 +2,9 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -17,6 +19,11 @@ func ParseBundle(td string, body []byte) (keys, authorities int, err error) {
 		return 0, 0, err
 	}
 	return len(b.keys), len(b.x509.X509Authorities()), nil
+}
+
+// CheckDown is what AuthenticateCertificate asks of a chain before crypto/x509 sees it.
+func CheckDown(chain []*x509.Certificate, authorities ...*x509.Certificate) error {
+	return bundle{x509: spiffebundle.FromX509Authorities(spiffeid.TrustDomain{}, authorities)}.checkDown(chain)
 }
 
 // VerifyJWS is the part of Authenticate that does not read claims: the text and the

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -36,8 +37,9 @@ const (
 
 const spiffeScheme = "spiffe://"
 
-// maxChain is the number of certificates that a caller may send.
-const maxChain = 8
+// maxChain is the number of certificates that a caller may send: the leaf and three
+// authorities.
+const maxChain = 4
 
 // domain is a trust domain whose members are known.
 type domain struct {
@@ -215,19 +217,43 @@ func (a *Authenticator) AuthenticateCertificate(ctx context.Context, chain []*x5
 	if err != nil {
 		return attest.Identity{}, keysUnavailable(i.Name, err)
 	}
-	_, verified, err := x509svid.Verify(chain, authorities.x509, x509svid.WithTime(a.now()))
+	err = authorities.checkDown(chain)
+	var verified [][]*x509.Certificate
+	if err == nil {
+		_, verified, err = x509svid.Verify(chain, authorities.x509, x509svid.WithTime(a.now()))
+	}
 	if err != nil {
 		return attest.Identity{}, badCertificate("the client certificate does not verify with the authorities of the trust domain %q: get a new one, or ask the operator whether the bundle here is current", id.TrustDomain().Name())
 	}
 	if !slices.ContainsFunc(verified, forClients) {
 		return attest.Identity{}, badCertificate("the client certificate, or one that issued it, is not for TLS clients (extended key usage)")
 	}
-	// 3. Verified: the leaf is the credential.
-	sum := sha256.Sum256(leaf.Raw)
+	// 3. Verified: the leaf is the credential, whatever way its signature is written
+	// in: whoever holds it can write another that verifies, too (attacks B13).
+	sum := sha256.Sum256(leaf.RawTBSCertificate)
 	return attest.Identity{
 		IssuerName: i.Name, Provider: i.Provider, Kind: i.Kind, Issuer: i.KnownIssuer(), Subject: id.String(), SAN: id.String(),
 		TokenID: hex.EncodeToString(sum[:]), Expires: leaf.NotAfter.UTC(), Once: i.Replay == replayOnce,
 	}, nil
+}
+
+// checkDown refuses a chain in which anything comes from a stranger, at the cost of
+// one signature each, from the top down. crypto/x509 would search all paths through
+// authorities that the caller has made itself (attacks A24).
+func (b bundle) checkDown(chain []*x509.Certificate) error {
+	top := chain[len(chain)-1]
+	issued := func(by *x509.Certificate) bool {
+		return bytes.Equal(top.RawIssuer, by.RawSubject) && top.CheckSignatureFrom(by) == nil
+	}
+	if !b.x509.HasX509Authority(top) && !slices.ContainsFunc(b.x509.X509Authorities(), issued) {
+		return errors.New("its last certificate is of no authority")
+	}
+	for n := len(chain) - 2; n >= 0; n-- {
+		if err := chain[n].CheckSignatureFrom(chain[n+1]); err != nil {
+			return fmt.Errorf("certificate %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // checkLeaf judges what the leaf says of itself (SPIFFE X509-SVID, section 4).

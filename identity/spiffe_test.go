@@ -451,7 +451,7 @@ func TestX509SVID(t *testing.T) {
 		t.Error("TakesCertificates does not follow x509_svid")
 	}
 	leaf := ca.svid(t, nil)
-	sum := sha256.Sum256(leaf.Raw)
+	sum := sha256.Sum256(leaf.RawTBSCertificate)
 	want := attest.Identity{
 		IssuerName: "mesh", Provider: "spiffe", Kind: attest.Workload, Issuer: "spiffe://" + trustDomain,
 		Subject: workload, SAN: workload, TokenID: hex.EncodeToString(sum[:]), Expires: c.Now().Add(time.Hour),
@@ -513,10 +513,12 @@ func TestA24CertificateRefused(t *testing.T) {
 	ended := ca.sub(t, func(x *x509.Certificate) { x.NotAfter = c.Now().Add(-time.Second) })
 	fromLeaf := &authority{key: newKey(t), clock: c}
 	fromLeaf.cert = ca.issue(t, fromLeaf.key.Public(), nil)
-	long := make([]*x509.Certificate, 9)
-	for n := range long {
-		long[n] = ca.svid(t, nil)
-	}
+	// Each is in order, and there are too many.
+	second := below.sub(t, nil)
+	third := second.sub(t, nil)
+	fourth := third.sub(t, nil)
+	long := []*x509.Certificate{fourth.svid(t, nil), fourth.cert, third.cert, second.cert, below.cert}
+	acceptedChain(t, a, third.svid(t, nil), third.cert, second.cert, below.cert)
 	critical := pkix.Extension{Id: asn1.ObjectIdentifier{1, 2, 3, 4}, Critical: true, Value: []byte{5, 0}}
 	for _, row := range []struct {
 		name  string
