@@ -130,7 +130,7 @@ func (g *Gate) baseLink(ctx context.Context, id attest.Identity, ref attest.Imag
 		}
 	}
 	ref.Repository = g.Registry.Readable(ref.Repository) // bases go by their canonical names
-	img, away := g.Images(ctx, ref, "")
+	img, away := g.Images(ctx, ref, "", g.tells(id))
 	l.Base, l.KnownFrom = img.Base, knownFromRegistry
 	return l, away, ctx.Err()
 }

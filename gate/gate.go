@@ -38,7 +38,7 @@ type Config struct {
 	Bases         Bases // the zero value follows none
 	// Images looks an image up and proves its base; nil is Registry.Image. The
 	// benchmark measures signing without a registry through it.
-	Images func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error)
+	Images func(ctx context.Context, ref attest.ImageRef, baseHint string, mayRead func(attest.Repository) bool) (attest.Image, error)
 	// Foreign vouches for evidence that was signed elsewhere; nil vouches for none.
 	Foreign *foreign.Roots
 	// Step is called between any two durable steps of a flow. Tests stop the
@@ -77,8 +77,8 @@ func Open(ctx context.Context, cfg Config) (*Gate, error) {
 	}
 	g.progress.changed = make(chan struct{})
 	if g.Images == nil {
-		g.Images = func(ctx context.Context, ref attest.ImageRef, baseHint string) (attest.Image, error) {
-			return g.Registry.Image(ctx, ref, baseHint, g.followed)
+		g.Images = func(ctx context.Context, ref attest.ImageRef, baseHint string, mayRead func(attest.Repository) bool) (attest.Image, error) {
+			return g.Registry.Image(ctx, ref, baseHint, g.followed, mayRead)
 		}
 	}
 	if err := g.recordPolicy(ctx); err != nil {

@@ -362,13 +362,13 @@ func TestReplayOnceGivenBackLate(t *testing.T) {
 	img, other := s.PushApp("acme/a"), s.PushApp("acme/b")
 	reached, proceed := make(chan struct{}), make(chan struct{})
 	s.SetGate(func(c *gate.Config) {
-		c.Images = func(ctx context.Context, ref attest.ImageRef, hint string) (attest.Image, error) {
+		c.Images = func(ctx context.Context, ref attest.ImageRef, hint string, mayRead func(attest.Repository) bool) (attest.Image, error) {
 			if ref == img.ImageRef {
 				close(reached)
 				<-proceed
 				return attest.Image{}, attest.Errorf(attest.SubjectNotFound, "it is gone")
 			}
-			return c.Registry.Image(ctx, ref, hint, nil)
+			return c.Registry.Image(ctx, ref, hint, nil, mayRead)
 		}
 	})
 	s.Restart()

@@ -161,7 +161,7 @@ func (g *Gate) signOnce(ctx context.Context, id attest.Identity, img SignImage, 
 	if err != nil {
 		return Signed{}, err
 	}
-	image, err := g.Images(ctx, img.Ref, img.Base)
+	image, err := g.Images(ctx, img.Ref, img.Base, g.tells(id))
 	if err != nil {
 		return Signed{}, err
 	}
@@ -236,6 +236,15 @@ func (g *Gate) record(ctx context.Context, id attest.Identity, counted *reservat
 	}
 	g.Step("recorded")
 	return recs[1:], nil
+}
+
+// tells returns of which repositories a caller may learn what they hold, from claims
+// about bases that nothing proves: those for which they hold a role, and those that
+// the service follows for everybody.
+func (g *Gate) tells(id attest.Identity) func(attest.Repository) bool {
+	return func(repo attest.Repository) bool {
+		return slices.ContainsFunc(g.Bases.Follow, func(b attest.BaseName) bool { return b.Repository == repo }) || g.mayReadBase(id, repo)
+	}
 }
 
 // callersBase refuses a base that the caller named and the layers contradict.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/random"
 	provenancev1 "github.com/in-toto/attestation/go/predicates/provenance/v1"
 	statementv1 "github.com/in-toto/attestation/go/v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -509,4 +511,50 @@ func TestSignSomeRefused(t *testing.T) {
 	if out[1].Ref != bad.Ref {
 		t.Errorf("the refusal is about %s", out[1].Ref)
 	}
+}
+
+// A signer learns nothing about the tags of a repository for which they have no role,
+// by naming one as a base (attacks G24, K07).
+func TestK07ABaseThatTheSignerMayNotRead(t *testing.T) {
+	t.Parallel()
+	s := testkit.NewStack(t, testkit.Options{Policy: policyOf(1, "id.repository_id == 'SOURCE' && id.ref == 'refs/heads/main'", oneStage)})
+	secret := s.Push("other/payroll", "v9", testkit.RandomImage(t))
+	own := s.Push("acme/tool", "v1", testkit.RandomImage(t))
+	// Two layers: one alone might be a base that was squashed.
+	twoLayers := func() v1.Image {
+		img, err := random.Image(256, 2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return img
+	}
+	img := s.Push("acme/api", "", twoLayers())
+	for _, tag := range []string{"v9", "none"} {
+		got, err := trySign(t, s, s.Token(nil), gate.SignImage{Ref: img.ImageRef, Base: string(secret.Repository) + ":" + tag})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := got.Image.Base
+		if b.Result != attest.Claimed || !b.Digest.IsZero() || len(b.Claims) != 1 || !b.Claims[0].Digest.IsZero() || b.Claims[0].Detail != "it could not be shown to be the base" {
+			t.Errorf("%s tells %+v", tag, b)
+		}
+		if strings.Contains(string(got.Provenance.Payload), secret.Digest.Hex()) {
+			t.Errorf("the provenance that names %s has its digest", tag)
+		}
+	}
+	// Who has a role, and what is followed for everybody, is answered plainly.
+	_, err := trySign(t, s, s.Token(nil), gate.SignImage{Ref: img.ImageRef, Base: string(own.Repository) + ":v1"})
+	wantReason(t, err, attest.BaseContradicted)
+	cfg := s.Gate.Config
+	cfg.Images, cfg.Bases.Follow = nil, []attest.BaseName{{Repository: secret.Repository, Tag: "v9"}}
+	g, err := gate.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := s.Push("acme/api", "", twoLayers())
+	out, err := g.Sign(t.Context(), s.Identity(s.Token(nil)), gate.SignRequest{Images: []gate.SignImage{{Ref: other.ImageRef, Base: string(secret.Repository) + ":v9"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantReason(t, out[0].Err, attest.BaseContradicted)
 }

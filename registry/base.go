@@ -63,6 +63,8 @@ type inquiry struct {
 	doc    *document
 	parts  []part
 	budget budget // of what is downloaded to compare contents
+
+	mayRead func(attest.Repository) bool // nil: none
 }
 
 // base collects the claims about an image's base and checks each.
@@ -289,10 +291,22 @@ func (q *inquiry) judge(ctx context.Context, k *candidate) error {
 	}
 	bases, free, err := q.basesFor(ctx, k, at, reference)
 	if err != nil {
-		return k.unfetchable(err)
+		err = k.unfetchable(err)
+	} else {
+		defer free()
+		err = q.compare(ctx, k, at, byTag, bases)
 	}
-	defer free()
-	return q.compare(ctx, k, at, byTag, bases)
+	if err == nil && byTag && !k.claim.Result.Proven() && !q.tells(k.repo) {
+		// Nothing of what was found: not which digest, not even that there is one.
+		k.digest, k.aside = attest.Digest{}, false
+		k.settle(attest.Claimed, "it could not be shown to be the base")
+	}
+	return err
+}
+
+// tells reports whether the caller may learn what a repository holds.
+func (q *inquiry) tells(repo attest.Repository) bool {
+	return q.mayRead != nil && (q.mayRead(repo) || q.mayRead(q.canonical(repo)))
 }
 
 // unfetchable settles a claim whose base cannot be had.

@@ -220,7 +220,7 @@ func TestBase(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			ref := push(t, at("team/app"), "1", row.image)
-			got, err := c.Image(t.Context(), ref, row.hint, nil)
+			got, err := c.Image(t.Context(), ref, row.hint, nil, anywhere)
 			want(t, err, row.reason)
 			if err != nil {
 				return
@@ -269,7 +269,7 @@ func TestBaseParts(t *testing.T) {
 	base := push(t, host+"/base/multi", "1", index(t, map[string]v1.Image{"linux/amd64": amd, "linux/arm64/v8": arm}))
 	appAMD, appARM := image(t, "b", "x"), image(t, "c", "x", "y")
 	ref := push(t, host+"/team/app", "1", index(t, map[string]v1.Image{"linux/amd64": appAMD, "linux/arm64": appARM}))
-	got, err := c.Image(t.Context(), ref, base.String(), nil)
+	got, err := c.Image(t.Context(), ref, base.String(), nil, anywhere)
 	want(t, err, "")
 	parts := []attest.BasePart{
 		{Platform: "linux/amd64", Image: digestOf(t, appAMD), Base: digestOf(t, amd), Layers: 1},
@@ -289,7 +289,7 @@ func TestBaseFlood(t *testing.T) {
 	for _, p := range strings.Fields("amd64 arm64 arm 386 ppc64le s390x riscv64 mips64le mips loong64") {
 		images["linux/"+p] = annotate(image(t, "b", p), baseName, host+"/base/"+p+"@"+base.Digest.String())
 	}
-	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", index(t, images)), base.String(), nil)
+	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", index(t, images)), base.String(), nil, anywhere)
 	want(t, err, "")
 	if got.Base.Result != attest.ProvenLayers || len(got.Base.Claims) != 11 {
 		t.Errorf("got %+v", got.Base)

@@ -39,7 +39,7 @@ func TestBaseIsNotProvedByWhatNoRuntimeUnpacks(t *testing.T) {
 		"image": fake,
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := c.Image(t.Context(), push(t, host+"/team/"+name, "1", img), string(ref.Repository)+"@"+ref.Digest.String(), nil)
+			got, err := c.Image(t.Context(), push(t, host+"/team/"+name, "1", img), string(ref.Repository)+"@"+ref.Digest.String(), nil, anywhere)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -61,7 +61,7 @@ func TestNothingIsProvedByABaseThatNoRuntimeUnpacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	base := push(t, host+"/base/debian", "12", fake)
-	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", image(t, "b1", "app")), base.String(), nil)
+	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", image(t, "b1", "app")), base.String(), nil, anywhere)
 	want(t, err, "")
 	if got.Base.Result.Proven() {
 		t.Errorf("%s was proved by a base without layers", got.Base)
@@ -80,7 +80,7 @@ func TestBaseIsProvedOfEveryPlatformThatCanRun(t *testing.T) {
 			Platform:    &v1.Platform{OS: "linux", Architecture: "arm64"},
 			Annotations: map[string]string{"vnd.docker.reference.type": "attestation-manifest"},
 		}})
-	got, err := c.Image(t.Context(), push(t, host+"/team/many", "1", idx), string(base.Repository)+"@"+base.Digest.String(), nil)
+	got, err := c.Image(t.Context(), push(t, host+"/team/many", "1", idx), string(base.Repository)+"@"+base.Digest.String(), nil, anywhere)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestG19IndexOfHugeManifests(t *testing.T) {
 		list = append(list, `{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"`+attest.Hash([]byte("x")).String()+`","size":4000000,"platform":{"os":"linux","architecture":"amd64"}}`)
 	}
 	ref := f.serve("team/app", string(types.OCIImageIndex), `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[`+strings.Join(list, ",")+`]}`)
-	_, err := c.Image(t.Context(), ref, "", nil)
+	_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 	want(t, err, attest.TooLarge)
 }
 
@@ -138,7 +138,7 @@ func TestHostileBase(t *testing.T) {
 		{"G19 more manifests than are read", f.serve("base/debian", ociIndex, indexOf(strings.TrimSuffix(strings.Repeat(entry(ociManifest, "")+",", 257), ","))), attest.Claimed, "the base cannot be fetched: TOO_LARGE"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := c.Image(t.Context(), image, row.base.String(), nil)
+			got, err := c.Image(t.Context(), image, row.base.String(), nil, anywhere)
 			want(t, err, "")
 			if got.Base.Result != row.result || got.Base.Claims[0].Detail != row.detail {
 				t.Errorf("got %s %q", got.Base.Result, got.Base.Claims[0].Detail)
@@ -161,7 +161,7 @@ func TestBaseFloodOfProvenance(t *testing.T) {
 		"linux/amd64": labels(t, amd(t, "r", "app"), baseName, base.String()),
 		"linux/arm64": labels(t, images.Image(t, "linux/arm64", layers(t, "arm-r", "arm-app")...), baseName, base.String()),
 	})
-	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", built(t, img, provenanceV1, many...)), "", nil)
+	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", built(t, img, provenanceV1, many...)), "", nil, anywhere)
 	want(t, err, "")
 	if got.Base.Result != attest.ProvenLayers || got.Base.Claims[0].From != attest.BaseFromLabel {
 		t.Errorf("got %s from %v", got.Base.Result, got.Base.Claims[0])
@@ -228,7 +228,7 @@ func TestHostileProvenance(t *testing.T) {
 				return true
 			})
 			c := newClient(t, registry.Config{Hosts: plain(front, host)})
-			got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}, "", nil)
+			got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}, "", nil, anywhere)
 			want(t, err, row.reason)
 			if err == nil && got.Base.Result != cmp.Or(row.result, attest.Claimed) {
 				t.Errorf("got %s %v", got.Base.Result, got.Base.Claims)

@@ -117,7 +117,7 @@ func TestMatchedIsChecked(t *testing.T) {
 		{"a base without an index", change(func(b *registry.FollowedBase) { b.Platform = "" }), attest.Matched},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			got, err := c.Image(t.Context(), ref, "", following(row.rows...))
+			got, err := c.Image(t.Context(), ref, "", following(row.rows...), anywhere)
 			want(t, err, "")
 			if got.Base.Result != row.result || got.Base.Result == attest.Matched && got.Base.Digest != base.Digest {
 				t.Errorf("got %s %s, want %s", got.Base.Result, got.Base, row.result)

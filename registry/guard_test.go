@@ -99,7 +99,7 @@ func TestHostsAndNames(t *testing.T) {
 		{"G14 nothing", "", attest.BadReference},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(row.repo), Digest: d}, "", nil)
+			_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(row.repo), Digest: d}, "", nil, anywhere)
 			want(t, err, row.reason)
 		})
 	}
@@ -128,7 +128,7 @@ func TestG15SilentHTTP(t *testing.T) {
 	for _, host := range []string{f.host(), "localhost:" + port} {
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: host}}})
 		ref.Repository = attest.Repository(host + "/a/app")
-		_, err := c.Image(t.Context(), ref, "", nil)
+		_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		want(t, err, attest.PlainHTTP)
 	}
 	f.untouched(t)
@@ -139,12 +139,12 @@ func TestHTTPS(t *testing.T) {
 	ref := f.serve("a/app", ociManifest, manifest(""))
 	t.Run("with its CA", func(t *testing.T) {
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host(), CAFile: f.caFile(t)}}})
-		_, err := c.Image(t.Context(), ref, "", nil)
+		_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		want(t, err, "")
 	})
 	t.Run("with an unknown CA", func(t *testing.T) {
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host()}}})
-		_, err := c.Image(t.Context(), ref, "", nil)
+		_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 		if !strings.Contains(err.Error(), "certificate") {
 			t.Errorf("the message does not say why: %v", err)
@@ -184,7 +184,7 @@ func TestG10Realm(t *testing.T) {
 				h.CAFile = f.caFile(t)
 			}
 			c := newClient(t, registry.Config{Hosts: []registry.Host{h}})
-			_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil)
+			_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil, anywhere)
 			want(t, err, attest.RealmRefused)
 			other.untouched(t)
 			for _, call := range f.calls() {
@@ -210,7 +210,7 @@ func TestG10RealmChanges(t *testing.T) {
 	t.Cleanup(srv.Close)
 	self = srv.Listener.Addr().String()
 	c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: self, PlainHTTP: true, Credentials: registry.Credentials{File: credentialsFile(t, self, "user", "secret")}}}})
-	_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(self + "/a/app"), Digest: attest.Hash(nil)}, "", nil)
+	_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(self + "/a/app"), Digest: attest.Hash(nil)}, "", nil, anywhere)
 	want(t, err, attest.RealmRefused)
 	other.untouched(t)
 }
@@ -223,7 +223,7 @@ func TestTokens(t *testing.T) {
 		f.set("/token", page{body: `{"token":"t0k3n"}`})
 		ref := f.serve("a/app", ociManifest, manifest(""))
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host(), PlainHTTP: true, Credentials: registry.Credentials{File: credentialsFile(t, f.host(), "user", "secret")}}}})
-		_, err := c.Image(t.Context(), ref, "", nil)
+		_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		want(t, err, "")
 		expect := []call{{"GET /token", basic}, {"GET /v2/a/app/manifests/" + ref.Digest.String(), "Bearer t0k3n"}, {"GET /v2/a/app/blobs/" + attest.Hash([]byte("{}")).String(), "Bearer t0k3n"}}
 		if diff := cmp.Diff(expect, f.calls(), cmp.AllowUnexported(call{})); diff != "" {
@@ -237,7 +237,7 @@ func TestTokens(t *testing.T) {
 		ref := f.serve("a/app", ociManifest, manifest(""))
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host(), PlainHTTP: true, TokenHosts: []string{"localhost:" + port},
 			Credentials: registry.Credentials{File: credentialsFile(t, f.host(), "user", "secret")}}}})
-		_, err := c.Image(t.Context(), ref, "", nil)
+		_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		want(t, err, "")
 		if diff := cmp.Diff([]call{{"GET /token", basic}}, tokens.calls(), cmp.AllowUnexported(call{})); diff != "" {
 			t.Error(diff)
@@ -253,7 +253,7 @@ func TestTokens(t *testing.T) {
 		f.set("/token", page{status: http.StatusTemporaryRedirect, header: map[string]string{"Location": other.URL + "/token"}})
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: f.host(), PlainHTTP: true, RedirectHosts: []string{other.host()},
 			Credentials: registry.Credentials{File: credentialsFile(t, f.host(), "user", "secret")}}}})
-		_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil)
+		_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil, anywhere)
 		want(t, err, attest.RedirectRefused)
 		other.untouched(t)
 	})
@@ -262,7 +262,7 @@ func TestTokens(t *testing.T) {
 		f.set("/v2/", bearer(f.URL+"/token"))
 		f.set("/token", page{body: `{"refresh_token":"s3cr3t"}`})
 		c := newClient(t, registry.Config{Hosts: plain(f.host())})
-		_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil)
+		_, err := c.Image(t.Context(), f.serve("a/app", ociManifest, manifest("")), "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 		if strings.Contains(err.Error(), "s3cr3t") {
 			t.Errorf("message repeats a secret: %v", err)
@@ -391,7 +391,7 @@ func TestG11Redirects(t *testing.T) {
 			case "referrers":
 				_, err = c.Attached(t.Context(), ref)
 			default:
-				_, err = c.Image(t.Context(), ref, "", nil)
+				_, err = c.Image(t.Context(), ref, "", nil, anywhere)
 			}
 			want(t, err, attest.RedirectRefused)
 			other.untouched(t)
@@ -450,7 +450,7 @@ func TestG20Misbehaviour(t *testing.T) {
 			f := newFake(t, nil)
 			ref := f.serve("a/app", ociManifest, manifest(""))
 			f.set("/v2/a/app/manifests/"+ref.Digest.String(), page{status: row.status, body: "no\x1b[31m"})
-			_, err := newClient(t, registry.Config{Hosts: plain(f.host())}).Image(t.Context(), ref, "", nil)
+			_, err := newClient(t, registry.Config{Hosts: plain(f.host())}).Image(t.Context(), ref, "", nil, anywhere)
 			want(t, err, row.reason)
 			if n := len(f.calls()); n != row.asked {
 				t.Errorf("asked %d times, want %d", n, row.asked)
@@ -467,7 +467,7 @@ func TestG20Misbehaviour(t *testing.T) {
 		f.set("POST /v2/a/app/blobs/uploads/", denied)
 		f.set("/v2/a/b/manifests/"+ref.Digest.String(), denied)
 		c := newClient(t, registry.Config{Hosts: plain(f.host())})
-		_, read := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/b"), Digest: ref.Digest}, "", nil)
+		_, read := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/b"), Digest: ref.Digest}, "", nil, anywhere)
 		for _, err := range []error{read, c.Attach(t.Context(), ref, []byte("b"), "type", time.Unix(0, 0))} {
 			want(t, err, attest.RegistryDenied)
 			if !strings.Contains(err.Error(), "403 DENIED") || strings.Contains(err.Error(), "s3cr3t") {
@@ -490,7 +490,7 @@ func TestG20Misbehaviour(t *testing.T) {
 		t.Cleanup(srv.Close)
 		host := srv.Listener.Addr().String()
 		c := newClient(t, registry.Config{Hosts: plain(host), Timeout: 50 * time.Millisecond})
-		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil)
+		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 	})
 	t.Run("G20 answer without end", func(t *testing.T) {
@@ -506,7 +506,7 @@ func TestG20Misbehaviour(t *testing.T) {
 		t.Cleanup(srv.Close)
 		host := srv.Listener.Addr().String()
 		c := newClient(t, registry.Config{Hosts: plain(host), Timeout: 50 * time.Millisecond})
-		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil)
+		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 	})
 	for _, path := range []string{"/v2/", "/v2/a/app/manifests/"} {
@@ -526,7 +526,7 @@ func TestG20Misbehaviour(t *testing.T) {
 			t.Cleanup(srv.Close)
 			host := srv.Listener.Addr().String()
 			c := newClient(t, registry.Config{Hosts: plain(host)})
-			_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil)
+			_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/a/app")}, "", nil, anywhere)
 			want(t, err, attest.TooLarge)
 		})
 	}
@@ -534,13 +534,13 @@ func TestG20Misbehaviour(t *testing.T) {
 		f := newFake(t, nil)
 		f.Close()
 		c := newClient(t, registry.Config{Hosts: plain(f.host())})
-		_, err := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/app")}, "", nil)
+		_, err := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/app")}, "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 	})
 	t.Run("not a registry", func(t *testing.T) {
 		f := newFake(t, map[string]page{"/v2/": {status: http.StatusNotFound}})
 		c := newClient(t, registry.Config{Hosts: plain(f.host())})
-		_, err := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/app")}, "", nil)
+		_, err := c.Image(t.Context(), attest.ImageRef{Repository: f.repo("a/app")}, "", nil, anywhere)
 		want(t, err, attest.RegistryUnavailable)
 	})
 }
@@ -592,7 +592,7 @@ func TestCredentials(t *testing.T) {
 		c := newClient(t, registry.Config{Hosts: []registry.Host{
 			{Host: a, PlainHTTP: true, Credentials: registry.Credentials{File: file}}, {Host: b, PlainHTTP: true, Credentials: registry.Credentials{File: file}}}})
 		for _, host := range []string{a, b} {
-			_, err := c.Image(t.Context(), missing(host), "", nil)
+			_, err := c.Image(t.Context(), missing(host), "", nil, anywhere)
 			want(t, err, attest.SubjectNotFound)
 		}
 		if diff := cmp.Diff([]string{basic("a", "pa")}, seenA()); diff != "" {
@@ -606,27 +606,27 @@ func TestCredentials(t *testing.T) {
 		host, _ := protected(t, "user", "new")
 		file := credentialsFile(t, host, "user", "old-password")
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: host, PlainHTTP: true, Credentials: registry.Credentials{File: file}}}})
-		_, err := c.Image(t.Context(), missing(host), "", nil)
+		_, err := c.Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.RegistryDenied)
 		writeCredentials(t, file, host, "user", "new")
-		_, err = c.Image(t.Context(), missing(host), "", nil)
+		_, err = c.Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.SubjectNotFound)
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		_, err = c.Image(t.Context(), missing(host), "", nil)
+		_, err = c.Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.BadConfig)
 	})
 	t.Run("G16 nothing ambient on the server", func(t *testing.T) {
 		host, seen := protected(t, "user", "secret")
 		t.Setenv("HOME", t.TempDir())
 		t.Setenv("DOCKER_CONFIG", filepath.Dir(credentialsFile(t, host, "user", "secret")))
-		_, err := newClient(t, registry.Config{Hosts: plain(host)}).Image(t.Context(), missing(host), "", nil)
+		_, err := newClient(t, registry.Config{Hosts: plain(host)}).Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.RegistryDenied)
 		if len(seen()) > 0 {
 			t.Errorf("sent %v", seen())
 		}
-		_, err = newClient(t, registry.Config{Hosts: plain(host), Ambient: true}).Image(t.Context(), missing(host), "", nil)
+		_, err = newClient(t, registry.Config{Hosts: plain(host), Ambient: true}).Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.SubjectNotFound)
 	})
 	t.Run("helper", func(t *testing.T) {
@@ -639,7 +639,7 @@ func TestCredentials(t *testing.T) {
 		}
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: host, PlainHTTP: true, Credentials: registry.Credentials{Helper: helper}}}})
 		for range 3 {
-			_, err := c.Image(t.Context(), missing(host), "", nil)
+			_, err := c.Image(t.Context(), missing(host), "", nil, anywhere)
 			want(t, err, attest.SubjectNotFound)
 		}
 		if diff := cmp.Diff([]string{basic("user", "secret")}, seen()); diff != "" {
@@ -656,7 +656,7 @@ func TestCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := newClient(t, registry.Config{Hosts: []registry.Host{{Host: host, PlainHTTP: true, Credentials: registry.Credentials{Helper: helper}}}})
-		_, err := c.Image(t.Context(), missing(host), "", nil)
+		_, err := c.Image(t.Context(), missing(host), "", nil, anywhere)
 		want(t, err, attest.BadConfig)
 		if strings.Contains(err.Error(), "s3cr3t") || len(seen()) > 0 {
 			t.Errorf("%v, sent %v", err, seen())

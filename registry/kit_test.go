@@ -49,6 +49,9 @@ func newClient(t testing.TB, cfg registry.Config) *registry.Client {
 	return c
 }
 
+// anywhere is for a caller who may read every repository.
+func anywhere(attest.Repository) bool { return true }
+
 // devRegistry starts the built-in registry, which has the referrers API.
 func devRegistry(t testing.TB) string {
 	t.Helper()

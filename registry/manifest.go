@@ -274,11 +274,16 @@ type part struct {
 // The hint "scratch" says that it is built on none. followed finds bases that
 // nobody names; it may be nil, and its errors are returned as they are.
 //
+// mayRead says of which repositories the caller may learn what is in them, nil of
+// none. Of any other one the answer says nothing about what a tag names there, or
+// whether it exists, unless the layers prove that the image is built on it: the
+// client's credentials may read more than the caller (attacks G24, K07).
+//
 // Errors: SUBJECT_NOT_FOUND, DIGEST_MISMATCH, MANIFEST_AMBIGUOUS, BAD_JSON,
 // BAD_DIGEST, TOO_MANY_LEVELS, TOO_LARGE for what is found; BAD_REFERENCE for the
 // hint; REGISTRY_NOT_ALLOWED, REGISTRY_DENIED, REGISTRY_UNAVAILABLE,
 // REDIRECT_REFUSED, TOKEN_REALM_REFUSED, PLAIN_HTTP_REFUSED.
-func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string, followed Followed) (attest.Image, error) {
+func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string, followed Followed, mayRead func(attest.Repository) bool) (attest.Image, error) {
 	ctx, cancel := c.within(ctx)
 	defer cancel()
 	hint, err := parseHint(baseHint)
@@ -290,7 +295,7 @@ func (c *Client) Image(ctx context.Context, ref attest.ImageRef, baseHint string
 		return attest.Image{}, err
 	}
 	defer free()
-	q := &inquiry{Client: c, repo: ref.Repository, doc: doc, parts: parts, budget: newBudget()}
+	q := &inquiry{Client: c, repo: ref.Repository, doc: doc, parts: parts, budget: newBudget(), mayRead: mayRead}
 	img.Base, err = q.base(ctx, hint, followed)
 	if err != nil {
 		return attest.Image{}, err

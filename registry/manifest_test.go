@@ -26,7 +26,7 @@ func TestImage(t *testing.T) {
 
 	t.Run("single", func(t *testing.T) {
 		ref := push(t, host+"/team/one", "1", amd)
-		got, err := c.Image(t.Context(), ref, "", nil)
+		got, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func TestImage(t *testing.T) {
 				Annotations: map[string]string{"vnd.docker.reference.type": "attestation-manifest"},
 			}})
 		ref := push(t, host+"/team/many", "1", idx)
-		got, err := c.Image(t.Context(), ref, "", nil)
+		got, err := c.Image(t.Context(), ref, "", nil, anywhere)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,13 +57,13 @@ func TestImage(t *testing.T) {
 	})
 	t.Run("docker's types", func(t *testing.T) {
 		img := mutate.ConfigMediaType(mutate.MediaType(amd, types.DockerManifestSchema2), types.DockerConfigJSON)
-		got, err := c.Image(t.Context(), push(t, host+"/team/docker", "1", img), "", nil)
+		got, err := c.Image(t.Context(), push(t, host+"/team/docker", "1", img), "", nil, anywhere)
 		if err != nil || got.MediaType != dockerImage {
 			t.Errorf("got %q, %v", got.MediaType, err)
 		}
 	})
 	t.Run("not there", func(t *testing.T) {
-		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/team/one"), Digest: attest.Hash([]byte("x"))}, "", nil)
+		_, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(host + "/team/one"), Digest: attest.Hash([]byte("x"))}, "", nil, anywhere)
 		want(t, err, attest.SubjectNotFound)
 	})
 }
@@ -140,7 +140,7 @@ func TestImageOfEvilRegistry(t *testing.T) {
 				row.change(f, ref)
 			}
 			c := newClient(t, registry.Config{Hosts: plain(f.host())})
-			_, err := c.Image(t.Context(), ref, "", nil)
+			_, err := c.Image(t.Context(), ref, "", nil, anywhere)
 			want(t, err, row.reason)
 		})
 	}

@@ -281,7 +281,7 @@ func TestProof(t *testing.T) {
 				claims: []told{{"label", "", "CLAIMED", "the label io.buildpacks.lifecycle.metadata is not read alike by all parsers of JSON"}}},
 		} {
 			t.Run(row.name, func(t *testing.T) {
-				got, err := c.Image(t.Context(), push(t, at("team/app"), "1", row.image), row.hint, row.followed)
+				got, err := c.Image(t.Context(), push(t, at("team/app"), "1", row.image), row.hint, row.followed, anywhere)
 				want(t, err, "")
 				if got.Base.Result != row.result {
 					t.Errorf("result %s, want %s", got.Base.Result, row.result)
@@ -371,7 +371,7 @@ func TestProofReadsNoHostileLayer(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			ref := push(t, host+"/team/app", "1", forged(t, honest, append([]v1.Layer{row.layer}, layers(t, "b", "app")...)...))
-			got, err := c.Image(t.Context(), ref, base.String(), nil)
+			got, err := c.Image(t.Context(), ref, base.String(), nil, anywhere)
 			want(t, err, "")
 			k := got.Base.Claims[0]
 			if got.Base.Result != attest.Claimed || !strings.HasPrefix(k.Detail, cannot+row.detail) {
@@ -448,7 +448,7 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 			})
 			c := newClient(t, registry.Config{Hosts: plain(front)})
 			at := attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}
-			got, err := c.Image(t.Context(), at, front+"/base/debian@"+base.Digest.String(), nil)
+			got, err := c.Image(t.Context(), at, front+"/base/debian@"+base.Digest.String(), nil, anywhere)
 			want(t, err, row.reason)
 			if err != nil {
 				return
@@ -468,7 +468,7 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 			return false
 		})
 		c := newClient(t, registry.Config{Hosts: plain(front)})
-		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}, front+"/base/debian@"+base.Digest.String(), nil)
+		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/app"), Digest: ref.Digest}, front+"/base/debian@"+base.Digest.String(), nil, anywhere)
 		want(t, err, "")
 		if diff := cmp.Diff([]string{config.String(), first}, asked); diff != "" || got.Base.Result != attest.ProvenDiffIDs {
 			t.Errorf("%s %s", got.Base.Result, diff)
@@ -484,7 +484,7 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 		})
 		c := newClient(t, registry.Config{Hosts: plain(front)})
 		other := push(t, host+"/team/other", "1", amd(t, "x:zstd", "b", "app"))
-		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/other"), Digest: other.Digest}, front+"/base/debian@"+base.Digest.String(), nil)
+		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + "/team/other"), Digest: other.Digest}, front+"/base/debian@"+base.Digest.String(), nil, anywhere)
 		want(t, err, "")
 		if got.Base.Result != attest.Contradicted || asked.Load() != 2 {
 			t.Errorf("%s after %d blobs, want the two configurations only", got.Base.Result, asked.Load())
@@ -493,7 +493,7 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 	t.Run("the tables of followed bases cannot be read", func(t *testing.T) {
 		broken := errors.New("no disk")
 		c := newClient(t, registry.Config{Hosts: plain(host)})
-		_, err := c.Image(t.Context(), ref, "", func(context.Context, []attest.Digest) ([]registry.FollowedBase, error) { return nil, broken })
+		_, err := c.Image(t.Context(), ref, "", func(context.Context, []attest.Digest) ([]registry.FollowedBase, error) { return nil, broken }, anywhere)
 		if !errors.Is(err, broken) {
 			t.Errorf("got %v", err)
 		}
@@ -547,7 +547,7 @@ func TestG19LayerSizes(t *testing.T) {
 	} {
 		t.Run("G19 "+row.name, func(t *testing.T) {
 			layer := strings.Replace(honest, `"size":`+itoa(len(kept)), `"size":`+itoa(row.size), 1)
-			got, err := c.Image(t.Context(), f.serve("team/app", ociManifest, of(layer)), base.String(), nil)
+			got, err := c.Image(t.Context(), f.serve("team/app", ociManifest, of(layer)), base.String(), nil, anywhere)
 			want(t, err, "")
 			if got.Base.Result != row.result || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
 				t.Errorf("got %s %v", got.Base.Result, got.Base.Claims)
@@ -582,7 +582,7 @@ func TestD12ConfigurationsThatDoNotListTheLayers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			hint := push(t, host+"/base/debian", "12", row.base)
-			got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", row.app), hint.String(), nil)
+			got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", row.app), hint.String(), nil, anywhere)
 			want(t, err, "")
 			if got.Base.Result != attest.Claimed || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
 				t.Errorf("got %s %q", got.Base.Result, got.Base.Claims[0].Detail)
@@ -607,7 +607,7 @@ func TestG12ForeignLayerIsNotRead(t *testing.T) {
 	if foreign, err = mutate.AppendLayers(foreign, layers(t, "b", "app")...); err != nil {
 		t.Fatal(err)
 	}
-	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", foreign), base.String(), nil)
+	got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", foreign), base.String(), nil, anywhere)
 	want(t, err, "")
 	if got.Base.Result != attest.Claimed || !strings.Contains(got.Base.Claims[0].Detail, "kept outside the registry") {
 		t.Errorf("got %s %v", got.Base.Result, got.Base.Claims)

@@ -45,7 +45,7 @@ func TestG19ManyLargeImagesAtATime(t *testing.T) {
 	for i := range 8 {
 		ref := f.serve("acme", ociIndex, fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[%s],"annotations":{"n":"%d"}}`, ociIndex, strings.Join(list, ","), i))
 		g.Go(func() error {
-			_, err := c.Image(t.Context(), ref, "", followed)
+			_, err := c.Image(t.Context(), ref, "", followed, anywhere)
 			return err
 		})
 	}

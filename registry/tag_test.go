@@ -204,7 +204,7 @@ func TestTagRefuses(t *testing.T) {
 			ref := f.serve("a/app", ociManifest, `{"schemaVersion":2,"mediaType":"`+ociManifest+`","config":`+descriptor("application/vnd.oci.image.config.v1+json", "{}", "")+
 				`,"layers":[`+descriptor(row.mediaType, "layer", more)+`]}`)
 			c := newClient(t, registry.Config{Hosts: plain(f.host(), host)})
-			_, err := c.Image(t.Context(), ref, "", nil) // signing needs no layer
+			_, err := c.Image(t.Context(), ref, "", nil, anywhere) // signing needs no layer
 			want(t, err, "")
 			want(t, c.Tag(t.Context(), ref, attest.Repository(host+"/prod/app"), "v1"), attest.ForeignLayer)
 			elsewhere.untouched(t)

@@ -640,7 +640,7 @@ func TestJ04J05Fields(t *testing.T) {
 func TestJ04ErrorTexts(t *testing.T) {
 	s := testkit.NewStack(t, testkit.Options{})
 	s.SetGate(func(c *gate.Config) {
-		c.Images = func(context.Context, attest.ImageRef, string) (attest.Image, error) {
+		c.Images = func(context.Context, attest.ImageRef, string, func(attest.Repository) bool) (attest.Image, error) {
 			return attest.Image{}, attest.Errorf(attest.RegistryDenied, "the registry says: \x1b[2J\nALLOWED \u202e\xff").With("said", "\x1b[0m")
 		}
 	})

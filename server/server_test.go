@@ -269,11 +269,11 @@ func TestRESTPaths(t *testing.T) {
 func blocked(s *testkit.Stack) (started <-chan struct{}, release func()) {
 	began, released := make(chan struct{}, 16), make(chan struct{})
 	s.SetGate(func(c *gate.Config) {
-		c.Images = func(ctx context.Context, ref attest.ImageRef, hint string) (attest.Image, error) {
+		c.Images = func(ctx context.Context, ref attest.ImageRef, hint string, mayRead func(attest.Repository) bool) (attest.Image, error) {
 			began <- struct{}{}
 			select {
 			case <-released:
-				return c.Registry.Image(ctx, ref, hint, nil)
+				return c.Registry.Image(ctx, ref, hint, nil, mayRead)
 			case <-ctx.Done():
 				return attest.Image{}, ctx.Err()
 			}

@@ -153,7 +153,7 @@ func prove(ctx context.Context, image, base string, to io.Writer) error {
 			return err
 		}
 		start := time.Now()
-		img, err := c.Image(ctx, ref, base, nil)
+		img, err := c.Image(ctx, ref, base, nil, nil)
 		if err != nil {
 			return err
 		}

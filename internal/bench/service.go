@@ -111,7 +111,7 @@ func (in *instance) close() error {
 }
 
 // image answers as the registry would for an image on a proved base.
-func image(_ context.Context, ref attest.ImageRef, _ string) (attest.Image, error) {
+func image(_ context.Context, ref attest.ImageRef, _ string, _ func(attest.Repository) bool) (attest.Image, error) {
 	base := attest.Hash([]byte("base"))
 	return attest.Image{Ref: ref, MediaType: "application/vnd.oci.image.manifest.v1+json", Base: attest.Base{
 		Result: attest.ProvenLayers, Repository: "registry.example.com/base/debian", Tag: "12", Digest: base,
