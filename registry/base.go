@@ -471,13 +471,13 @@ func (q *inquiry) under(ctx context.Context, at attest.Repository, p part, bases
 	if b := longest(p.doc, bases); b != nil {
 		return b, attest.ProvenLayers, "", nil
 	}
+	// Of those that may be it by their number of layers the longest are compared. There
+	// are more only for an image that names no platform, or one that the base does not
+	// have: they count as other layers, for the image's maker decides that (attacks D12).
+	fitting := slices.DeleteFunc(slices.Clone(bases), func(b *document) bool { return len(b.image.Layers) > len(p.doc.image.Layers) })
+	slices.SortStableFunc(fitting, func(a, b *document) int { return cmp.Compare(len(b.image.Layers), len(a.image.Layers)) })
 	var undecided string
-	for i, b := range slices.SortedStableFunc(slices.Values(bases), func(a, b *document) int {
-		return cmp.Compare(len(b.image.Layers), len(a.image.Layers))
-	}) {
-		if i >= maxBaseConfigs {
-			return nil, "", cmp.Or(undecided, "the base has too many manifests that might be the one"), nil
-		}
+	for _, b := range fitting[:min(len(fitting), maxBaseConfigs)] {
 		same, err := q.sameContent(ctx, at, p, b)
 		if err != nil {
 			var known *attest.Error

@@ -189,11 +189,10 @@ func (q *inquiry) sameContent(ctx context.Context, at attest.Repository, p part,
 	}
 	// 1. What both configurations say. When that differs already, nothing is
 	// downloaded: no image runs whose configuration lies about its layers.
-	if p.config.err != nil {
-		return false, p.config.err
-	}
-	if len(p.config.diffIDs) != len(p.doc.image.Layers) {
-		return false, attest.Errorf(attest.ManifestAmbiguous, "the image's configuration does not list its layers")
+	// Nor is it when the image's own cannot be used: whoever made the image could
+	// turn a disproved base into an unproved one with it (attacks D12).
+	if p.config.err != nil || len(p.config.diffIDs) != len(p.doc.image.Layers) {
+		return false, nil
 	}
 	base, err := q.config(ctx, at, b)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/partial"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -416,6 +418,8 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 	status := func(code int) func(w http.ResponseWriter) {
 		return func(w http.ResponseWriter) { w.WriteHeader(code) }
 	}
+	// Its maker may have taken the image's configuration away, or given it another size.
+	const lie = "the base's layers are not the first layers of the image"
 	longer := string(compressed(t, images.Layer(t, "r", "zstd"))) + strings.Repeat("x", 1<<20)
 	for _, row := range []struct {
 		name, blob string
@@ -433,9 +437,9 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 			w.Header().Set("Location", "http://169.254.169.254/latest")
 			w.WriteHeader(http.StatusTemporaryRedirect)
 		}, "", "registry"},
-		{"G02 a configuration of other bytes", config.String(), other(`{"rootfs":{}}`), "", "registry"},
-		{"G19 a configuration longer than said", config.String(), other(strings.Repeat(" ", 2<<20)), "", "registry"},
-		{"a configuration that is gone", config.String(), status(404), "", "registry"},
+		{"D12 G02 a configuration of other bytes", config.String(), other(`{"rootfs":{}}`), "", lie},
+		{"D12 G19 a configuration longer than said", config.String(), other(strings.Repeat(" ", 2<<20)), "", lie},
+		{"D12 a configuration that is gone", config.String(), status(404), "", lie},
 		{"a configuration of a registry that is down", config.String(), status(503), attest.RegistryUnavailable, ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -454,7 +458,11 @@ func TestProofOfWhatTheRegistryAnswers(t *testing.T) {
 				return
 			}
 			k := got.Base.Claims[0]
-			if got.Base.Result != attest.Claimed || !strings.HasPrefix(k.Detail, "the contents of the layers could not be compared: "+row.detail) {
+			result, detail := attest.Claimed, "the contents of the layers could not be compared: "+row.detail
+			if row.detail == lie {
+				result, detail = attest.Contradicted, lie
+			}
+			if got.Base.Result != result || !strings.HasPrefix(k.Detail, detail) {
 				t.Errorf("got %s %q", got.Base.Result, k.Detail)
 			}
 		})
@@ -556,8 +564,9 @@ func TestG19LayerSizes(t *testing.T) {
 	}
 }
 
-// D12: a configuration that lists fewer contents, or more, than there are layers
-// proves nothing, the base's no more than the image's.
+// D12: a configuration that lists fewer contents, or more, than there are layers, or
+// that cannot be read, proves nothing. The base's leaves the claim undecided; with the
+// image's own its maker would decide that, so that the layers stand as they are.
 func TestD12ConfigurationsThatDoNotListTheLayers(t *testing.T) {
 	t.Parallel()
 	host := devRegistry(t)
@@ -568,26 +577,104 @@ func TestD12ConfigurationsThatDoNotListTheLayers(t *testing.T) {
 			c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, c.RootFS.DiffIDs...)[:n]
 		})
 	}
+	raw := func(config string, mt types.MediaType) v1.Image {
+		m, err := app.Manifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m = m.DeepCopy()
+		blob := static.NewLayer([]byte(config), mt)
+		if m.Config.Digest, err = blob.Digest(); err != nil {
+			t.Fatal(err)
+		}
+		m.Config.Size, m.Config.MediaType = int64(len(config)), mt
+		all, err := app.Layers()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return withoutConfig{Image: app, config: []byte(config), manifest: m, layers: all}
+	}
+	file, err := app.RawConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const lie = "the base's layers are not the first layers of the image"
 	for _, row := range []struct {
 		name      string
 		base, app v1.Image
 		detail    string
 	}{
+		{"the image's has a key twice", base, raw(`{"a":1,"a":2,`+string(file[1:]), types.OCIConfigJSON), lie},
+		{"the image's is of another type", base, raw(string(file), "application/vnd.example.config"), lie},
+		{"the image's is too large", base, raw(string(file)+strings.Repeat(" ", 4<<20), types.OCIConfigJSON), lie},
 		{"the base's is empty", listing(base, 0), app, "the base's configuration does not list its layers"},
 		{"the base's is too short", listing(base, 1), app, "the base's configuration does not list its layers"},
 		{"the base's is too long", listing(base, 3), app, "the base's configuration does not list its layers"},
-		{"the image's is empty", base, listing(app, 0), "the image's configuration does not list its layers"},
-		{"the image's is too short", base, listing(app, 2), "the image's configuration does not list its layers"},
-		{"the image's is too long", base, listing(app, 4), "the image's configuration does not list its layers"},
+		{"the image's is empty", base, listing(app, 0), lie},
+		{"the image's is too short", base, listing(app, 2), lie},
+		{"the image's is too long", base, listing(app, 4), lie},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			hint := push(t, host+"/base/debian", "12", row.base)
 			got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", row.app), hint.String(), nil, anywhere)
 			want(t, err, "")
-			if got.Base.Result != attest.Claimed || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
+			result := attest.Claimed
+			if row.detail == lie {
+				result = attest.Contradicted
+			}
+			if got.Base.Result != result || !strings.HasSuffix(got.Base.Claims[0].Detail, row.detail) {
 				t.Errorf("got %s %q", got.Base.Result, got.Base.Claims[0].Detail)
 			}
 		})
+	}
+}
+
+// withoutConfig is an image with a configuration that is none.
+type withoutConfig struct {
+	v1.Image
+	config   []byte
+	manifest *v1.Manifest
+	layers   []v1.Layer
+}
+
+func (i withoutConfig) RawConfigFile() ([]byte, error)  { return i.config, nil }
+func (i withoutConfig) Manifest() (*v1.Manifest, error) { return i.manifest, nil }
+func (i withoutConfig) RawManifest() ([]byte, error)    { return json.Marshal(i.manifest) }
+func (i withoutConfig) ConfigName() (v1.Hash, error)    { return i.manifest.Config.Digest, nil }
+func (i withoutConfig) Digest() (v1.Hash, error)        { return partial.Digest(i) }
+func (i withoutConfig) Size() (int64, error)            { return partial.Size(i) }
+func (i withoutConfig) Layers() ([]v1.Layer, error)     { return i.layers, nil }
+
+// D12: an image whose configuration names a platform that the base does not have may
+// stand on any of them; that these are many makes nothing undecided.
+func TestD12APlatformThatTheBaseDoesNotHave(t *testing.T) {
+	t.Parallel()
+	host := devRegistry(t)
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	platforms := map[string]v1.Image{}
+	for _, arch := range []string{"amd64", "arm64", "s390x", "ppc64le", "riscv64", "386"} {
+		platforms["linux/"+arch] = images.Image(t, "linux/"+arch, layers(t, arch+"-r", arch+"-b")...)
+	}
+	platforms["linux/mips"] = images.Image(t, "linux/mips", layers(t, "1", "2", "3", "4", "5")...)
+	base := push(t, host+"/base/debian", "12", images.Index(t, platforms))
+	for name, row := range map[string]struct {
+		layers []string
+		want   attest.BaseResult
+	}{
+		"other layers":     {[]string{"x", "y", "app"}, attest.Contradicted},
+		"layers of one":    {[]string{"riscv64-r", "riscv64-b", "app"}, attest.ProvenLayers},
+		"the longest ones": {[]string{"1:zstd", "2", "3", "4", "5", "app"}, attest.Contradicted},
+	} {
+		app := images.WithConfig(t, images.Image(t, "plan9/vax", layers(t, row.layers...)...), func(c *v1.ConfigFile) {
+			if name == "the longest ones" {
+				c.RootFS.DiffIDs = c.RootFS.DiffIDs[:1]
+			}
+		})
+		got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", app), base.String(), nil, anywhere)
+		want(t, err, "")
+		if got.Base.Result != row.want {
+			t.Errorf("%s: %+v", name, got.Base)
+		}
 	}
 }
 
