@@ -456,27 +456,23 @@ func TestGitHubActionDownloads(t *testing.T) {
 // component is a GitLab CI/CD component: a header, and what it includes
 // (docs.gitlab.com, "CI/CD inputs" and "CI/CD YAML syntax").
 type component struct {
-	Spec struct {
-		Inputs map[string]struct {
-			Description, Regex string
-			Default            *string
-			Options            []string
-		}
-	}
+	Spec struct{ Inputs map[string]input }
+}
+
+type input struct {
+	Description, Regex, Type string
+	Default                  any // string, or list of an array
 }
 
 type gitLabJob struct {
-	Extends  string
-	Stage    string
-	IDTokens map[string]struct{ Aud string } `yaml:"id_tokens"`
-	Rules    []struct{ If, When string }
-	Script   []string
-	// Variables as GitLab takes them to be, unexpanded.
-	Variables map[string]struct {
-		Value  string
-		Expand *bool
-	}
-	Artifacts struct {
+	Extends      string
+	Stage        string
+	IDTokens     map[string]struct{ Aud string } `yaml:"id_tokens"`
+	Rules        []struct{ If, When string }
+	Script       []string
+	Dependencies []string
+	Inherit      struct{ Variables *bool }
+	Artifacts    struct {
 		When    string
 		Paths   []string
 		Reports struct{ Dotenv string }
@@ -487,76 +483,207 @@ const templateFile = "../../ci/gitlab/template.yml"
 
 var interpolation = regexp.MustCompile(`\$\[\[ *inputs\.([a-z0-9-]+) *\]\]`)
 
+// accepts reports whether GitLab takes a value for the input: it has a default
+// checked as well, and finds that no regex matches what is blank.
+func (in input) accepts(v string) bool {
+	return in.Regex == "" || strings.TrimSpace(v) != "" && regexp.MustCompile(in.Regex).MatchString(v)
+}
+
+// template returns the header and the text of the template, inputs not in place.
+func template(t *testing.T) (map[string]input, string) {
+	t.Helper()
+	top, body, ok := strings.Cut(read(t, templateFile), "\n---\n")
+	var head component
+	d := yaml.NewDecoder(strings.NewReader(top))
+	d.KnownFields(true)
+	if err := d.Decode(&head); err != nil || !ok {
+		t.Fatalf("%s: %v", templateFile, err)
+	}
+	return head.Spec.Inputs, body
+}
+
+// include returns the jobs of the template as GitLab creates them: inputs are
+// checked, and replaced in the text before it is read as YAML. An array is given
+// as JSON. The error is GitLab's refusal of an input.
+func include(t *testing.T, with map[string]string) (map[string]gitLabJob, error) {
+	t.Helper()
+	inputs, body := template(t)
+	var refused error
+	body = interpolation.ReplaceAllStringFunc(body, func(e string) string {
+		name := interpolation.FindStringSubmatch(e)[1]
+		in, known := inputs[name]
+		v, given := with[name]
+		switch {
+		case !known || !given && in.Default == nil:
+			t.Fatalf("there is no input %s, or it is required", name)
+		case !given && in.Type == "array":
+			raw, err := json.Marshal(in.Default)
+			if err != nil {
+				t.Fatal(err)
+			}
+			v = string(raw)
+		case !given:
+			v = in.Default.(string)
+		}
+		if !in.accepts(v) {
+			refused = errors.Join(refused, fmt.Errorf("GitLab refuses %q as %s", v, name))
+		}
+		return v
+	})
+	if refused != nil {
+		return nil, refused
+	}
+	jobs := map[string]gitLabJob{}
+	d := yaml.NewDecoder(strings.NewReader(body))
+	d.KnownFields(true)
+	if err := d.Decode(&jobs); err != nil {
+		t.Fatalf("with %v: %v", with, err)
+	}
+	return jobs, nil
+}
+
+// notCreated is the exit code of a job that GitLab does not create.
+const notCreated = 255
+
 // gitLab runs the template's script as a runner does, with the inputs in place.
 func gitLab(t *testing.T, dir, sh string, env, with map[string]string) (code int, log, audience string) {
 	t.Helper()
-	var head component
-	jobs := map[string]gitLabJob{}
-	readYAML(t, templateFile, &head, &jobs)
-	value := func(text string) string {
-		return interpolation.ReplaceAllStringFunc(text, func(e string) string {
-			name := interpolation.FindStringSubmatch(e)[1]
-			in := head.Spec.Inputs[name]
-			v, given := with[name]
-			switch {
-			case !given && in.Default == nil:
-				t.Fatalf("input %s is required", name)
-			case !given:
-				v = *in.Default
-			case in.Regex != "" && !regexp.MustCompile(in.Regex).MatchString(v), len(in.Options) > 0 && !slices.Contains(in.Options, v):
-				t.Fatalf("GitLab refuses %q as %s", v, name)
-			}
-			return v
-		})
+	jobs, err := include(t, with)
+	if err != nil {
+		return notCreated, err.Error(), ""
 	}
 	job := jobs[".hallmark"]
-	env = maps.Clone(env)
-	for name, v := range job.Variables {
-		env[name] = value(v.Value)
-	}
 	code, log = shell(t, dir, "set -e\n"+strings.Join(job.Script, "\n"), env, strings.Fields(sh)...)
-	return code, log, value(job.IDTokens["HALLMARK_IDENTITY_TOKEN"].Aud)
+	return code, log, job.IDTokens["HALLMARK_IDENTITY_TOKEN"].Aud
 }
 
+// L04: what is interpolated cannot be anything but text in single quotes, for YAML
+// as for the shell.
 func TestTemplateIsWellFormed(t *testing.T) {
-	var head component
-	jobs := map[string]gitLabJob{}
-	readYAML(t, templateFile, &head, &jobs)
-	job := jobs[".hallmark"]
-	if len(jobs) != 2 || len(job.Script) != 1 || strings.Contains(job.Script[0], "$[[") {
-		t.Errorf("L04 an input is part of a script, or there are other jobs than two")
+	inputs, body := template(t)
+	if all, proper := strings.Count(body, "$[["), interpolation.FindAllStringIndex(body, -1); all != len(proper) {
+		t.Errorf("%d interpolations, %d of inputs as they are", all, len(proper))
 	}
-	raw := read(t, templateFile)
-	for name, in := range head.Spec.Inputs {
-		if !strings.Contains(raw, "$[[ inputs."+name+" ]]") || in.Description == "" {
+	quoted := regexp.MustCompile(`'[^'\n]*'`)
+	for line := range strings.Lines(body) {
+		rest := quoted.ReplaceAllString(line, "")
+		if m := interpolation.FindStringSubmatch(rest); m != nil && rest != "  dependencies: $[[ inputs.artifacts-from ]]\n" {
+			t.Errorf("L04 input %s does not stand in single quotes: %s", m[1], line)
+		}
+		if strings.Contains(rest, "'") {
+			t.Errorf("L04 a quote that is not closed in its line: %s", line)
+		}
+	}
+	for name, in := range inputs {
+		if !strings.Contains(body, "$[[ inputs."+name+" ]]") || in.Description == "" {
 			t.Errorf("input %s is not used, or not explained", name)
 		}
-	}
-	for _, m := range interpolation.FindAllStringSubmatch(raw, -1) {
-		if _, ok := head.Spec.Inputs[m[1]]; !ok {
-			t.Errorf("there is no input %s", m[1])
+		if in.Type == "array" && name == "artifacts-from" {
+			continue // GitLab writes arrays as JSON, which no shell sees
+		}
+		if in.Type != "" || !strings.HasPrefix(in.Regex, `\A`) || !strings.HasSuffix(in.Regex, `\z`) {
+			t.Errorf("L04 input %s is not matched as a whole: %s", name, in.Regex)
+			continue
+		}
+		if v, ok := in.Default.(string); in.Default != nil && (!ok || !in.accepts(v)) {
+			t.Errorf("GitLab refuses the default of %s", name)
 		}
 	}
-	for name, v := range job.Variables {
-		if v.Expand == nil || *v.Expand {
-			t.Errorf("L04 variable %s is expanded", name)
-		}
-		if name != "HALLMARK_SERVER" && !strings.Contains(job.Script[0], "$"+name) {
-			t.Errorf("variable %s is not used", name)
-		}
+	jobs, err := include(t, map[string]string{"server": "https://hallmark.example.com", "subject-name": "a.example.com/b", "artifacts-from": `["build"]`})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if !regexp.MustCompile(head.Spec.Inputs["server"].Regex).MatchString("https://hallmark.example.com") ||
-		regexp.MustCompile(head.Spec.Inputs["server"].Regex).MatchString("https://hallmark.example.com/") {
-		t.Error("the server's name is the audience, letter by letter")
-	}
-	own := jobs["$[[ inputs.job-name ]]"]
-	if own.Extends != ".hallmark" || len(own.Rules) != 2 || own.Rules[0].When != "never" || !strings.Contains(own.Rules[0].If, "merge_request_event") {
+	own := jobs["hallmark-sign"]
+	if len(jobs) != 2 || own.Extends != ".hallmark" || len(own.Script) != 0 || len(own.Rules) != 2 || own.Rules[0].When != "never" || !strings.Contains(own.Rules[0].If, "merge_request_event") {
 		t.Errorf("the job of its own runs for merge requests: %+v", own)
+	}
+	if !slices.Equal(own.Dependencies, []string{"build"}) || own.Inherit.Variables == nil || *own.Inherit.Variables {
+		t.Errorf("L04 the job of its own gets what it does not need: %+v", own)
+	}
+	if jobs, err := include(t, map[string]string{"server": "https://hallmark.example.com", "subject-name": "a.example.com/b"}); err != nil || jobs["hallmark-sign"].Dependencies == nil || len(jobs["hallmark-sign"].Dependencies) != 0 {
+		t.Errorf("L04 the job of its own gets the dotenv reports of all jobs: %v", err)
+	}
+}
+
+// L04: no input takes what could end the quotes, its line, or mean anything to a shell.
+func TestTemplateInputsAreText(t *testing.T) {
+	inputs, _ := template(t)
+	for name, in := range inputs {
+		if in.Type == "array" {
+			continue
+		}
+		sample, _ := in.Default.(string)
+		switch name {
+		case "server":
+			sample = "https://hallmark.example.com"
+		case "subject-name":
+			sample = "registry.example.com/payments/api"
+		}
+		if !in.accepts(sample) {
+			t.Errorf("%s refuses %q", name, sample)
+		}
+		for _, bad := range []string{"'", `"`, "$", `\`, "`", "\n", "\r", "\t", "\v", "\x00", "\u0085", "\u2028", "\u2029", "é", hostile} {
+			for _, v := range []string{bad + sample, sample + bad, sample[:1] + bad + sample[1:], sample + "\n" + bad, bad + "\n" + sample} {
+				if in.accepts(v) {
+					t.Errorf("L04 %s takes %q", name, v)
+				}
+			}
+		}
+		if v := sample + " x"; name != "facts" && name != "job-name" && name != "stage" && in.accepts(v) {
+			t.Errorf("L04 %s takes %q", name, v)
+		}
+	}
+	for _, v := range []string{"https://hallmark.example.com/", "http://hallmark.example.com", "https://mallory@hallmark.example.com", "https://hallmark.example.com?x"} {
+		if inputs["server"].accepts(v) {
+			t.Errorf("the server's name is the audience, letter by letter: %s", v)
+		}
+	}
+}
+
+// L04: variables of a trigger, a schedule or an earlier job's dotenv report outrank
+// those of a job. None of them chooses the program, the server or what is signed.
+func TestGitLabTemplateIsNotTalkedInto(t *testing.T) {
+	s, ref := service(t)
+	dir := t.TempDir()
+	evil := filepath.Join(dir, "evil")
+	if err := os.WriteFile(evil, []byte("#!/bin/sh\nexit 66\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	env := recorded(t, "gitlab.env")
+	with := map[string]string{
+		"server": s.URL, "subject-name": string(ref.Repository), "subject-digest": ref.Digest.String(),
+		"ca-file": s.CAFile, "trust-root-sha256": s.Signer.Fingerprint(), "facts": "ticket=PAY-7",
+	}
+	inputs, _ := template(t)
+	names := []string{"client", "url", "name", "digest", "digest_file", "base", "ca_file", "trust_root", "newline", "each", "rest", "one", "flag", "hex", "got"}
+	for name := range inputs {
+		names = append(names, strings.ReplaceAll(name, "-", "_"), "INPUT_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_")))
+	}
+	for _, name := range names {
+		env[name] = evil
+	}
+	maps.Copy(env, map[string]string{
+		"HALLMARK_IDENTITY_TOKEN": s.Token(nil), "HALLMARK_SERVER": "https://mallory.example.com",
+		"HALLMARK_TRUST_ROOT_SHA256": strings.Repeat("ab", 32),
+		"INPUT_DOWNLOAD_URL":         "https://mallory.example.com/hallmark", "INPUT_SHA256": strings.Repeat("ab", 32),
+	})
+	code, log, audience := gitLab(t, dir, "sh", env, with)
+	out := assignments(t, read(t, filepath.Join(dir, "hallmark.env")))
+	if code != 0 || audience != s.URL || out["digest"] != ref.Digest.String() {
+		t.Fatalf("exit %d, audience %s, %v\n%s", code, audience, out, log)
+	}
+	ev, err := s.Verifier.Bundle([]byte(read(t, filepath.Join(dir, out["bundle_path"]))), ref.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := ev.Provenance(); len(p.Internal().Caller) != 1 || p.Internal().Caller["ticket"] != "PAY-7" {
+		t.Errorf("facts %v", p.Internal().Caller)
 	}
 }
 
 func TestGitLabTemplate(t *testing.T) {
 	s, ref := service(t)
+	const odd = "*  & (touch pwned); touch pwned | touch pwned # < ~ > {a} !x %y [z] ^"
 	for _, sh := range []string{"sh", "bash", "busybox sh"} {
 		t.Run(sh, func(t *testing.T) {
 			dir := t.TempDir()
@@ -568,7 +695,7 @@ func TestGitLabTemplate(t *testing.T) {
 			env["HALLMARK_IDENTITY_TOKEN"] = s.Token(nil)
 			code, log, audience := gitLab(t, dir, sh, env, map[string]string{
 				"server": s.URL, "subject-name": string(ref.Repository), "ca-file": s.CAFile, "trust-root-sha256": s.Signer.Fingerprint(),
-				"sbom-path": "sbom.json", "test-results": "unit=unit.xml\n\ne2e=e2e.xml\n", "facts": "note=" + hostile + "\nshell=" + sh,
+				"sbom-path": "sbom.json", "test-results": "unit=unit.xml,,e2e=e2e.xml,", "facts": "note=" + odd + ",shell=" + sh,
 				"base": s.Registry.Host() + "/base/static:12",
 			})
 			if code != 0 || audience != s.URL || strings.Contains(log, "takes whatever trust root") {
@@ -580,7 +707,7 @@ func TestGitLabTemplate(t *testing.T) {
 				t.Fatalf("%v: %v", out, err)
 			}
 			p, _ := ev.Provenance()
-			if in := p.Internal(); in.Caller["note"] != hostile || in.Caller["shell"] != sh || ev.ID().String() != out["provenance_record"] || out["digest"] != ref.Digest.String() {
+			if in := p.Internal(); in.Caller["note"] != odd || in.Caller["shell"] != sh || ev.ID().String() != out["provenance_record"] || out["digest"] != ref.Digest.String() {
 				t.Errorf("%v, %v", out, in.Caller)
 			}
 			if strings.Count(log, "  evidence ") != 3 || read(t, filepath.Join(dir, "pwned")) != "" {
@@ -604,22 +731,34 @@ func TestGitLabTemplateRefuses(t *testing.T) {
 		code int
 		want string
 	}{
-		{name: "G01 a tag", with: map[string]string{"subject-digest": "1.4"}, code: 2, want: "the digest has to be sha256:"},
-		{name: "G17 capital letters", with: map[string]string{"subject-digest": strings.ToUpper(ref.Digest.String())}, code: 2, want: "the digest has to be"},
-		{name: "short", with: map[string]string{"subject-digest": "sha256:abc"}, code: 2, want: "the digest has to be"},
-		{name: "a digest with a second line", with: map[string]string{"subject-digest": ref.Digest.String() + "\nabc"}, code: 2, want: "the digest has to be"},
-		{name: "no digest", with: map[string]string{"subject-digest": ""}, code: 2, want: "there is no file digest.txt with the digest"},
-		{name: "a name that is a flag", with: map[string]string{"subject-name": "--server=https://mallory.example.com"}, code: 2, want: "subject-name has to be"},
-		{name: "a name that is code", with: map[string]string{"subject-name": hostile}, code: 2, want: "subject-name has to be"},
-		{name: "a digest file that is code", with: map[string]string{"subject-digest": "", "digest-file": hostile}, code: 2, want: "there is no file"},
+		{name: "G01 a tag", with: map[string]string{"subject-digest": "1.4"}, code: notCreated, want: "as subject-digest"},
+		{name: "G01 a tag in the file", with: map[string]string{"subject-digest": "-", "digest-file": "tag.txt"}, code: 2, want: "the digest has to be sha256:"},
+		{name: "G17 capital letters", with: map[string]string{"subject-digest": strings.ToUpper(ref.Digest.String())}, code: notCreated, want: "as subject-digest"},
+		{name: "G17 capital letters in the file", with: map[string]string{"subject-digest": "-", "digest-file": "upper.txt"}, code: 2, want: "the digest has to be"},
+		{name: "short", with: map[string]string{"subject-digest": "-", "digest-file": "short.txt"}, code: 2, want: "the digest has to be"},
+		{name: "a file with a second line", with: map[string]string{"subject-digest": "-", "digest-file": "two.txt"}, code: 2, want: "the digest has to be"},
+		{name: "a file that is code", with: map[string]string{"subject-digest": "-", "digest-file": "hostile.txt"}, code: 2, want: "the digest has to be"},
+		{name: "no digest", with: map[string]string{"subject-digest": "-"}, code: 2, want: "there is no file digest.txt with the digest"},
+		{name: "an empty digest", with: map[string]string{"subject-digest": ""}, code: notCreated, want: "as subject-digest"},
+		{name: "a name that is a flag", with: map[string]string{"subject-name": "--server=https://mallory.example.com"}, code: notCreated, want: "as subject-name"},
+		{name: "a name that is code", with: map[string]string{"subject-name": hostile}, code: notCreated, want: "as subject-name"},
+		{name: "a fact that is code", with: map[string]string{"facts": "note=" + hostile}, code: notCreated, want: "as facts"},
 		{name: "L04 a download that is not pinned", with: map[string]string{"download-url": "https://example.com/hallmark"}, code: 2, want: "what is not pinned is not run"},
-		{name: "L04 a download in the open", with: map[string]string{"download-url": "http://example.com/hallmark", "sha256": strings.Repeat("ab", 32)}, code: 2, want: "download-url has to begin with https://"},
+		{name: "L04 a download in the open", with: map[string]string{"download-url": "http://example.com/hallmark", "sha256": strings.Repeat("ab", 32)}, code: notCreated, want: "as download-url"},
 		{name: "B07 builder by the caller", with: map[string]string{"facts": "builder=me"}, code: 2, want: "CALLER_FACTS_REFUSED"},
 		{name: "B01 a fork's merge request", env: "gitlab-fork.env", code: 3, want: "This is a pull request from a fork"},
 		{name: "no id_tokens", env: "gitlab.env", code: 3, want: "    id_tokens:\n      HALLMARK_IDENTITY_TOKEN:\n        aud: " + s.URL},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			dir := t.TempDir()
+			for name, text := range map[string]string{
+				"tag.txt": "1.4", "upper.txt": strings.ToUpper(ref.Digest.String()), "short.txt": "sha256:abc",
+				"two.txt": ref.Digest.String() + "\nabc", "hostile.txt": hostile,
+			} {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
 			env := recorded(t, orElse(row.env, "gitlab.env"))
 			if row.env == "" {
 				env["HALLMARK_IDENTITY_TOKEN"] = s.Token(nil)
