@@ -37,6 +37,7 @@ type candidate struct {
 	about   []int         // the parts it speaks of
 	proof   []attest.BasePart
 	trouble string // why it cannot be looked up
+	touches bool   // some platform at least is proved to be built on it
 	aside   bool   // it was found not to be the base, without anybody having lied
 }
 
@@ -46,6 +47,10 @@ func (k *candidate) settle(result attest.BaseResult, detail string) {
 		k.proof = nil
 	}
 }
+
+// under reports whether some platform is built on the candidate, whatever is said of
+// the others.
+func (k *candidate) under() bool { return k.touches || len(k.proof) > 0 }
 
 // size is how many layers of the image the candidate proves.
 func (k *candidate) size() int {
@@ -84,7 +89,7 @@ func (q *inquiry) base(ctx context.Context, hint *candidate, followed Followed) 
 	}
 	candidates := interleave(caller, annotated(q.doc, q.parts), provenance.images, labelled(q.parts))
 	// 2. What this service follows, which nobody has to name.
-	matches, err := q.matched(ctx, followed, q.parts)
+	matches, partly, err := q.matched(ctx, followed, q.parts)
 	if err != nil {
 		return attest.Base{}, err
 	}
@@ -103,7 +108,7 @@ func (q *inquiry) base(ctx context.Context, hint *candidate, followed Followed) 
 		}
 	}
 	candidates = append(candidates, matches...)
-	if k := fromNothing(hint, provenance, candidates); k != nil {
+	if k := fromNothing(hint, provenance, candidates, partly); k != nil {
 		candidates = append(candidates, k)
 	}
 	return q.choose(candidates), nil
@@ -130,8 +135,10 @@ func interleave(sources ...[]*candidate) []*candidate {
 }
 
 // fromNothing returns the claim that an image has no base: the caller's word, or
-// BuildKit's provenance that names no image where nothing else names one.
-func fromNothing(hint *candidate, provenance provenance, others []*candidate) *candidate {
+// BuildKit's provenance that names no image where nothing else names one. One platform
+// that is built on something shows that it is not so: a further one, for a machine that
+// nobody has, hides no base.
+func fromNothing(hint *candidate, provenance provenance, others []*candidate, partly *candidate) *candidate {
 	switch {
 	case hint.scratch():
 	case provenance.complete && len(provenance.images)+len(others) == 0:
@@ -140,10 +147,16 @@ func fromNothing(hint *candidate, provenance provenance, others []*candidate) *c
 		return nil
 	}
 	hint.settle(attest.Scratch, "")
+	if partly != nil {
+		others = append(slices.Clone(others), partly)
+	}
 	for _, k := range others {
 		if k.claim.Result.Proven() {
 			hint.settle(attest.Contradicted, "the image is built on "+attest.BaseName{Repository: k.repo, Tag: k.tag, Digest: k.digest}.String())
 			break
+		}
+		if k.under() && hint.claim.Result == attest.Scratch {
+			hint.settle(attest.Contradicted, "a platform of the image is built on "+k.claim.Name)
 		}
 	}
 	return hint
@@ -420,6 +433,7 @@ func (q *inquiry) compare(ctx context.Context, k *candidate, at attest.Repositor
 			differ = append(differ, name)
 		}
 	}
+	k.touches = len(k.proof) > 0
 	switch {
 	case len(differ) > 0:
 		k.disproved(byTag, "the base's layers are not the first layers of "+strings.Join(differ, ", "))

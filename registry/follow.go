@@ -242,53 +242,58 @@ func namedPlatform(name string) *v1.Platform {
 
 // matched returns the followed bases that lie under every platform of an image,
 // those of most layers first. That nobody named them makes the name an inference:
-// the layers are proved all the same.
-func (c *Client) matched(ctx context.Context, followed Followed, parts []part) ([]*candidate, error) {
+// the layers are proved all the same. partly is one that lies under some platform
+// only: not the image's base, and yet nothing that an image from nothing has.
+func (c *Client) matched(ctx context.Context, followed Followed, parts []part) (all []*candidate, partly *candidate, err error) {
 	if followed == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	hashes := make([][]attest.Digest, len(parts))
-	var all []attest.Digest
+	var ask []attest.Digest
 	asked := map[attest.Digest]bool{}
 	for i, p := range parts {
 		if !p.doc.onlyLayers() {
-			return nil, nil
+			continue // nothing is proved of this one
 		}
 		hashes[i] = PrefixHashes(p.doc.layers()[:min(len(p.doc.image.Layers), maxPrefixes)])
 		for _, h := range hashes[i] {
 			if !asked[h] {
-				asked[h], all = true, append(all, h)
+				asked[h], ask = true, append(ask, h)
 			}
 		}
 	}
-	if len(all) == 0 {
-		return nil, nil
+	if len(ask) == 0 {
+		return nil, nil, nil
 	}
-	found, err := followed(ctx, all)
+	found, err := followed(ctx, ask)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	names := map[attest.BaseName][]FollowedBase{}
 	for _, f := range found {
 		names[f.BaseName] = append(names[f.BaseName], f)
 	}
-	var out []*candidate
 	for name, bases := range names {
-		if k := matching(name, bases, parts, hashes); k != nil {
-			out = append(out, k)
+		switch k := matching(name, bases, parts, hashes); {
+		case len(k.proof) == len(parts):
+			k.settle(attest.Matched, "")
+			all = append(all, k)
+		case k.under() && (partly == nil || k.claim.Name < partly.claim.Name):
+			partly = k
 		}
 	}
-	slices.SortFunc(out, func(a, b *candidate) int {
+	slices.SortFunc(all, func(a, b *candidate) int {
 		return cmp.Or(cmp.Compare(b.size(), a.size()), cmp.Compare(a.claim.Name, b.claim.Name))
 	})
-	return out, nil
+	return all, partly, nil
 }
 
 // maxPrefixes is more layers than any runtime can stack (overlayfs takes 500, the
 // engines 127).
 const maxPrefixes = 512
 
-// matching returns the proof that one followed base is under every part, or nil.
+// matching returns a candidate with the proof of each part that one followed base is
+// under.
 func matching(name attest.BaseName, bases []FollowedBase, parts []part, hashes [][]attest.Digest) *candidate {
 	k := &candidate{
 		claim: attest.BaseClaim{From: attest.BaseFromFollowed, Name: name.String()},
@@ -303,11 +308,10 @@ func matching(name attest.BaseName, bases []FollowedBase, parts []part, hashes [
 			}
 		}
 		if best.Layers == 0 {
-			return nil
+			continue
 		}
 		k.proof = append(k.proof, attest.BasePart{Platform: p.name, Image: p.doc.digest, Base: best.Manifest, Layers: best.Layers})
 	}
-	k.settle(attest.Matched, "")
 	return k
 }
 

@@ -11,6 +11,8 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"github.com/hallmarkd/hallmark/attest"
 	"github.com/hallmarkd/hallmark/internal/testkit/images"
@@ -280,4 +282,55 @@ func TestRateLimits(t *testing.T) {
 		_, err = c.Follow(t.Context(), f.repo("base/debian"), "12")
 		want(t, err, attest.RegistryUnavailable)
 	})
+}
+
+// D12: an image that is said to be built from nothing is not when one of its platforms
+// is built on a base, whatever else its index lists.
+func TestD12ScratchWithABaseUnderOnePlatform(t *testing.T) {
+	t.Parallel()
+	host := devRegistry(t)
+	c := newClient(t, registry.Config{Hosts: plain(host)})
+	base := push(t, host+"/base/debian", "12", amd(t, "r", "b"))
+	named := push(t, host+"/base/alpine", "3", amd(t, "alpine"))
+	followed := following(follow(t, c, host+"/base/debian", "12")...)
+	noLayer, err := mutate.Append(image(t), mutate.Addendum{
+		Layer: static.NewLayer([]byte("b1"), types.OCIUncompressedLayer), MediaType: "application/vnd.example.blob",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	beside := func(app, junk v1.Image) v1.ImageIndex {
+		return index(t, map[string]v1.Image{"linux/amd64": app, "plan9/mips": junk})
+	}
+	debian, alpine := "a platform of the image is built on "+base.String(), "a platform of the image is built on "+named.String()
+	debian = strings.Replace(debian, "@", ":12@", 1)
+	for _, row := range []struct {
+		name   string
+		image  v1.ImageIndex
+		hint   string
+		result attest.BaseResult
+		detail string
+	}{
+		{"a followed base and a platform that nobody has", beside(amd(t, "r", "b", "app"), amd(t, "junk")), "scratch", attest.Contradicted, debian},
+		{"a followed base and a platform of no layers", beside(amd(t, "r", "b", "app"), noLayer), "scratch", attest.Contradicted, debian},
+		{"an annotated base and a platform that nobody has",
+			annotate(beside(amd(t, "alpine", "app"), amd(t, "junk", "more")), "org.opencontainers.image.base.name", named.String()), "scratch", attest.Contradicted, alpine},
+		{"BuildKit's word", built(t, beside(amd(t, "r", "b", "app"), amd(t, "junk")), provenanceV1), "", attest.Contradicted, debian},
+		{"nothing at all", beside(amd(t, "app"), amd(t, "junk")), "scratch", attest.Scratch, ""},
+		{"nobody says so", beside(amd(t, "r", "b", "app"), amd(t, "junk")), "", attest.Unclaimed, ""},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			got, err := c.Image(t.Context(), push(t, host+"/team/app", "1", row.image), row.hint, followed, anywhere)
+			want(t, err, "")
+			said := ""
+			for _, k := range got.Base.Claims {
+				if k.Name == "scratch" {
+					said = k.Detail
+				}
+			}
+			if got.Base.Result != row.result || said != row.detail {
+				t.Errorf("got %+v, want %s %q", got.Base, row.result, row.detail)
+			}
+		})
+	}
 }
