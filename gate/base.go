@@ -295,18 +295,17 @@ func freshnessKey(b attest.Base) string {
 // checkBase asks the registry how fresh a base is and remembers the answer. A
 // registry that asked to be left alone is.
 func (g *Gate) checkBase(ctx context.Context, b attest.Base) (attest.BaseState, error) {
-	host := b.Repository.Host()
-	if until := g.sweeper.rests(host); g.Now().Before(until) {
+	host, key := b.Repository.Host(), freshnessKey(b)
+	if until := g.sweeper.rests(host, key); g.Now().Before(until) {
 		return attest.BaseState{}, attest.Errorf(attest.RegistryUnavailable, "registry %s is not asked before %s: it was busy or away", host, attest.Time(until))
 	}
 	ctx, cancel := context.WithTimeout(ctx, freshTimeout)
 	defer cancel()
 	state, err := g.Registry.Freshness(ctx, b)
+	g.sweeper.asked(host, key, g.Now(), err)
 	if err != nil {
-		g.sweeper.rest(host, g.Now(), err)
 		return attest.BaseState{}, err
 	}
-	g.sweeper.wake(host)
 	state.Checked = g.Now().UTC()
 	noted, err := g.Ledger.PutBaseState(ctx, b, state)
 	if err != nil {

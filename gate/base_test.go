@@ -37,6 +37,7 @@ type flaky struct {
 	mu    sync.Mutex
 	busy  int           // status that is answered instead; 0: none
 	after string        // Retry-After
+	only  string        // in the paths that are answered so; "": all
 	asked []string      // methods and paths
 	to    func() string // host:port of the registry
 }
@@ -52,6 +53,9 @@ func newFlaky(t *testing.T) *flaky {
 func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	busy, after := f.busy, f.after
+	if !strings.Contains(r.URL.Path, f.only) {
+		busy = 0
+	}
 	f.asked = append(f.asked, r.Method+" "+r.URL.Path)
 	f.mu.Unlock()
 	if busy != 0 {
@@ -66,6 +70,13 @@ func (f *flaky) answer(status int, after string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.busy, f.after = status, after
+}
+
+// spoil answers as a broken registry to requests with part in their paths.
+func (f *flaky) spoil(part string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.busy, f.only = http.StatusInsufficientStorage, part // which is not tried again at once
 }
 
 // requests returns how many there were for manifests since the last call.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -21,10 +22,14 @@ const (
 	// maxSwept bounds the bases of one round. Those behind it are looked at on
 	// demand only.
 	maxSwept = 10_000
-	// restAway is how long a registry that does not answer is left alone; maxRest
-	// bounds what a registry may ask for.
-	restAway = time.Minute
-	maxRest  = time.Hour
+	// restAway is how long what was asked in vain is left alone, and a registry of
+	// which restAfter different things were in a row; maxRest bounds what a registry may
+	// ask for, and how rarely one thing is asked that never answers.
+	restAway  = time.Minute
+	restAfter = 3
+	maxRest   = time.Hour
+	// manyRests is how many rests are kept before those that are over are forgotten.
+	manyRests = 1000
 )
 
 // Bases says which base images are followed.
@@ -42,54 +47,106 @@ type sweeper struct {
 	queue []sweepItem
 	next  time.Time // when the next round begins
 
-	resting sync.Mutex // guards what follows
-	until   map[string]time.Time
+	resting sync.Mutex                 // guards what follows
+	until   map[string]time.Time       // by registry and by sweepItem.key
+	vain    map[string]map[string]bool // keys that a registry did not answer since it last answered one
 }
 
 // sweepItem is one thing to look at.
 type sweepItem struct {
 	follow attest.BaseName // a followed tag, or
 	base   attest.Base     // the base of an image that a stage holds
+	vain   int             // how often it was asked in vain while others were answered
 }
 
 func (i sweepItem) host() string {
 	return cmp.Or(i.follow.Repository, i.base.Repository).Host()
 }
 
-// rests returns until when a registry is left alone.
-func (s *sweeper) rests(host string) time.Time {
-	s.resting.Lock()
-	defer s.resting.Unlock()
-	return s.until[host]
+// key names the item; no registry is called so.
+func (i sweepItem) key() string {
+	if i.follow.Repository != "" {
+		return followKey(i.follow)
+	}
+	return freshnessKey(i.base)
 }
 
-// rest leaves a registry alone that was asked in vain, for as long as it says.
-func (s *sweeper) rest(host string, now time.Time, err error) {
-	wait := restAway
-	var e *attest.Error
-	if errors.As(err, &e) {
-		if e.Reason != attest.RegistryUnavailable {
-			return // it answered: only this one thing cannot be had
-		}
-		if asked, err := strconv.Atoi(e.Metadata["retry_after"]); err == nil && asked > 0 {
-			wait = time.Duration(min(asked, int(maxRest/time.Second))) * time.Second
-		}
+func followKey(tag attest.BaseName) string { return attest.Key("follow", tag.String()) }
+
+// rests returns until when a registry, and of it one thing, is left alone.
+func (s *sweeper) rests(host, key string) time.Time {
+	s.resting.Lock()
+	defer s.resting.Unlock()
+	return later(s.until[host], s.until[key])
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
+	return b
+}
+
+// rest leaves a registry, or one thing, alone until a moment.
+func (s *sweeper) rest(name string, now, until time.Time) {
 	s.resting.Lock()
 	defer s.resting.Unlock()
 	if s.until == nil {
 		s.until = map[string]time.Time{}
 	}
-	if until := now.Add(wait); until.After(s.until[host]) {
-		s.until[host] = until
+	if len(s.until) >= manyRests {
+		maps.DeleteFunc(s.until, func(_ string, t time.Time) bool { return !now.Before(t) })
+	}
+	s.until[name] = later(until, s.until[name])
+}
+
+// asked notes the answer of a registry about one thing. When there was none that one
+// thing is left alone, for whoever asks; the registry is only when it says so: one thing
+// in it may be slow, and anybody may ask for that one.
+func (s *sweeper) asked(host, key string, now time.Time, err error) {
+	if !unanswered(err) {
+		s.resting.Lock()
+		defer s.resting.Unlock()
+		delete(s.until, key)
+		delete(s.vain, host)
+		return
+	}
+	s.rest(key, now, now.Add(restAway))
+	var e *attest.Error
+	if errors.As(err, &e) {
+		if asked, err := strconv.Atoi(e.Metadata["retry_after"]); err == nil && asked > 0 {
+			s.rest(host, now, now.Add(time.Duration(min(asked, int(maxRest/time.Second)))*time.Second))
+		}
 	}
 }
 
-// wake forgets that a registry was asked in vain.
-func (s *sweeper) wake(host string) {
+// unanswered reports whether err says that a registry did not answer. Any other is an
+// answer: only this one thing cannot be had.
+func unanswered(err error) bool {
+	var e *attest.Error
+	return err != nil && (!errors.As(err, &e) || e.Reason == attest.RegistryUnavailable)
+}
+
+// failed notes that the sweep has asked for an item in vain, and reports whether its
+// registry is left alone for that.
+func (s *sweeper) failed(item sweepItem, now time.Time) bool {
+	host := item.host()
 	s.resting.Lock()
-	defer s.resting.Unlock()
-	delete(s.until, host)
+	if s.vain == nil {
+		s.vain = map[string]map[string]bool{}
+	}
+	if s.vain[host] == nil {
+		s.vain[host] = map[string]bool{}
+	}
+	if len(s.vain[host]) < restAfter {
+		s.vain[host][item.key()] = true
+	}
+	away := len(s.vain[host]) >= restAfter
+	s.resting.Unlock()
+	if away {
+		s.rest(host, now, now.Add(restAway))
+	}
+	return away || now.Before(s.rests(host, host))
 }
 
 // sweepLoop sweeps until ctx ends.
@@ -112,21 +169,22 @@ func (g *Gate) Sweep(ctx context.Context) time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := g.Now()
-	// A clock that was set back begins a round as well.
-	if len(s.queue) == 0 && (!now.Before(s.next) || s.next.Sub(now) > g.Bases.Every) {
+	// A clock that was set back begins a round as well. What is still to be asked waits
+	// for nothing, and nothing waits for it: a registry may be away for days.
+	if !now.Before(s.next) || s.next.Sub(now) > g.Bases.Every {
 		items, err := g.round(ctx)
 		if err != nil && ctx.Err() == nil {
 			g.Logger.Warn("looking for bases to check", "error", err)
 		}
-		s.queue, s.next = items, now.Add(g.Bases.Every)
+		s.queue, s.next = merge(s.queue, items, err == nil), now.Add(g.Bases.Every)
 	}
 
-	// 1. What may be asked now: the first of the queue whose registries do not rest.
+	// 1. What may be asked now: the first of the queue that do not rest.
 	hosts := map[string][]sweepItem{}
 	taken := 0
 	rest := s.queue[:0:0]
 	for _, item := range s.queue {
-		if taken == sweepBatch || now.Before(s.rests(item.host())) {
+		if taken == sweepBatch || now.Before(s.rests(item.host(), item.key())) {
 			rest = append(rest, item)
 			continue
 		}
@@ -134,46 +192,86 @@ func (g *Gate) Sweep(ctx context.Context) time.Time {
 		taken++
 	}
 
-	// 2. Each registry by itself, so that a slow one keeps no other waiting.
+	// 2. Each registry by itself, so that a slow one keeps no other waiting for long.
 	var mu sync.Mutex
-	var again []sweepItem
+	var unasked, again []sweepItem
 	var wg sync.WaitGroup
 	for host, items := range hosts {
 		wg.Go(func() {
-			for i, item := range items {
-				if ctx.Err() == nil && g.look(ctx, item) {
-					continue
-				}
-				g.Logger.Info("leaving a registry alone", "registry", host, "until", s.rests(host), "waiting", len(items)-i)
-				mu.Lock()
-				defer mu.Unlock()
-				again = append(again, items[i:]...)
-				return
-			}
+			left, failed := g.lookAll(ctx, host, items)
+			mu.Lock()
+			defer mu.Unlock()
+			unasked, again = append(unasked, left...), append(again, failed...)
 		})
 	}
 	wg.Wait()
-	slices.SortStableFunc(again, func(a, b sweepItem) int { return cmp.Compare(a.host(), b.host()) })
-	s.queue = append(again, rest...)
+
+	// 3. What failed goes behind all others.
+	byHost := func(a, b sweepItem) int { return cmp.Compare(a.host(), b.host()) }
+	slices.SortStableFunc(unasked, byHost)
+	slices.SortStableFunc(again, byHost)
+	s.queue = slices.Concat(unasked, rest, again)
 	return g.nextSweep(s, now)
 }
 
-// nextSweep returns when something can be done: at once, when a registry may be asked
+// lookAll looks at items of one registry, one after the other, and returns those that
+// were not asked, because it is to be left alone or ctx has ended, and those that it
+// did not answer.
+func (g *Gate) lookAll(ctx context.Context, host string, items []sweepItem) (unasked, failed []sweepItem) {
+	for i, item := range items {
+		if ctx.Err() != nil {
+			return items[i:], failed
+		}
+		if !unanswered(g.look(ctx, item)) {
+			continue
+		}
+		if ctx.Err() != nil {
+			return items[i:], failed
+		}
+		now := g.Now()
+		if g.sweeper.failed(item, now) {
+			g.Logger.Info("leaving a registry alone", "registry", host, "until", g.sweeper.rests(host, host), "waiting", len(items)-i)
+			return items[i+1:], append(failed, item)
+		}
+		// Others of the registry are answered: this one is asked less and less often.
+		g.sweeper.rest(item.key(), now, now.Add(min(restAway<<item.vain, maxRest)))
+		item.vain = min(item.vain+1, 10)
+		failed = append(failed, item)
+	}
+	return nil, failed
+}
+
+// merge adds the items of a round behind those that still wait, each once. When the
+// round is complete, what is not in it any more is dropped.
+func merge(queue, round []sweepItem, complete bool) []sweepItem {
+	wanted, waiting := map[string]bool{}, map[string]bool{}
+	for _, item := range round {
+		wanted[item.key()] = true
+	}
+	var out []sweepItem
+	for _, item := range queue {
+		if wanted[item.key()] || !complete {
+			out, waiting[item.key()] = append(out, item), true
+		}
+	}
+	for _, item := range round {
+		if key := item.key(); !waiting[key] {
+			out, waiting[key] = append(out, item), true
+		}
+	}
+	return out
+}
+
+// nextSweep returns when something can be done: at once, when something may be asked
 // again, or when the next round begins.
 func (g *Gate) nextSweep(s *sweeper, now time.Time) time.Time {
-	if len(s.queue) == 0 {
-		return s.next
-	}
-	next := s.rests(s.queue[0].host())
+	next := s.next
 	for _, item := range s.queue {
-		if until := s.rests(item.host()); until.Before(next) {
+		if until := s.rests(item.host(), item.key()); until.Before(next) {
 			next = until
 		}
 	}
-	if next.Before(now) {
-		return now
-	}
-	return next
+	return later(next, now)
 }
 
 // round returns what is to be looked at: the followed tags as they are configured,
@@ -240,8 +338,8 @@ func ordered(found map[string]attest.Base) []attest.Base {
 	return out
 }
 
-// look does one item. It returns false when the registry is to be left alone.
-func (g *Gate) look(ctx context.Context, item sweepItem) bool {
+// look does one item. Its error is told already.
+func (g *Gate) look(ctx context.Context, item sweepItem) error {
 	var err error
 	if item.follow.Repository != "" {
 		err = g.follow(ctx, item.follow)
@@ -251,7 +349,7 @@ func (g *Gate) look(ctx context.Context, item sweepItem) bool {
 	if err != nil && ctx.Err() == nil {
 		g.Logger.Warn("looking at a base", "base", cmp.Or(item.follow.String(), item.base.String()), "error", err)
 	}
-	return err == nil || !g.Now().Before(g.sweeper.rests(item.host()))
+	return err
 }
 
 // follow notes what a followed tag names now. Of a tag that still names what it did,
@@ -261,14 +359,14 @@ func (g *Gate) follow(ctx context.Context, tag attest.BaseName) error {
 	if err != nil {
 		return err
 	}
-	host := tag.Repository.Host()
+	host, key := tag.Repository.Host(), followKey(tag)
 	within, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	same := false
 	if len(rows) > 0 {
 		state, err := g.Registry.Freshness(within, attest.Base{Repository: tag.Repository, Tag: tag.Tag, Digest: rows[0].Digest})
 		if err != nil {
-			g.sweeper.rest(host, g.Now(), err)
+			g.sweeper.asked(host, key, g.Now(), err)
 			return err
 		}
 		same = state.Freshness == attest.Fresh && state.Current == rows[0].Digest
@@ -276,7 +374,7 @@ func (g *Gate) follow(ctx context.Context, tag attest.BaseName) error {
 	if !same {
 		found, err := g.Registry.Follow(within, tag.Repository, tag.Tag)
 		if err != nil {
-			g.sweeper.rest(host, g.Now(), err)
+			g.sweeper.asked(host, key, g.Now(), err)
 			return err
 		}
 		rows = nil
@@ -284,6 +382,6 @@ func (g *Gate) follow(ctx context.Context, tag attest.BaseName) error {
 			rows = append(rows, ledger.FollowedBase{BaseName: f.BaseName, Platform: f.Platform, Manifest: f.Manifest, Prefix: f.Prefix, Layers: f.Layers})
 		}
 	}
-	g.sweeper.wake(host)
+	g.sweeper.asked(host, key, g.Now(), nil)
 	return g.Ledger.PutFollowed(ctx, tag.String(), g.Now(), rows)
 }

@@ -178,6 +178,141 @@ func TestSweepLeavesBusyRegistriesAlone(t *testing.T) {
 	fsck(t, s)
 }
 
+// sweepFor sweeps as often as it wants to for some time, but not more often than every
+// ten minutes, and calls each before every sweep with how much of the time is over.
+func sweepFor(t *testing.T, g *gate.Gate, c *clock, d time.Duration, each func(time.Duration)) {
+	t.Helper()
+	begin := c.Now()
+	for over := time.Duration(0); over < d; over = c.Now().Sub(begin) {
+		each(over)
+		c.add(max(g.Sweep(t.Context()).Sub(c.Now()), 10*time.Minute))
+	}
+}
+
+// A registry that is away for days, with many tags or a single one, keeps no other from
+// being looked at in every round, and is itself asked a little.
+func TestSweepGoesOnWhileARegistryIsAway(t *testing.T) {
+	for name, tags := range map[string]int{"one tag": 1, "more than a batch": 20} {
+		t.Run(name, func(t *testing.T) {
+			s, f := flakyStack(t, testkit.Options{Policy: policyOf(1, looseSigners, oneStage)})
+			c := newClock()
+			s.PushBase("debian", "12")
+			var follow []string
+			for i := range tags {
+				follow = append(follow, fmt.Sprintf("%s/away/debian:%d", f.addr, i))
+			}
+			g := sweeping(t, s, c, time.Hour, append(follow, s.Registry.Host()+"/base/debian:12")...)
+			f.spoil("")
+			var moved testkit.Pushed
+			var at, found time.Duration
+			sweepFor(t, g, c, 48*time.Hour, func(over time.Duration) {
+				if at == 0 && over > 30*time.Hour {
+					moved, at = s.PushBase("debian", "12"), over
+				}
+				if at == 0 || found != 0 {
+					return
+				}
+				rows, err := s.Ledger.NewestFollowed(t.Context(), s.Registry.Host()+"/base/debian:12")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(rows) > 0 && rows[0].Digest == moved.Digest {
+					found = over
+				}
+			})
+			if found == 0 || found-at > 70*time.Minute {
+				t.Errorf("the tag moved after %v, which was found after %v", at, found)
+			}
+			f.mu.Lock()
+			asked := len(f.asked)
+			f.mu.Unlock()
+			if asked < 24 || asked > 4000 {
+				t.Errorf("the registry that is away was asked %d times", asked)
+			}
+
+			f.answer(0, "")
+			f.take()
+			sweepFor(t, g, c, 2*time.Hour, func(time.Duration) {})
+			if got := len(f.take()); got < tags {
+				t.Errorf("when it is back it is asked %d things", got)
+			}
+			fsck(t, s)
+		})
+	}
+}
+
+// What never answers is asked less and less often, and the others of its registry as
+// ever.
+func TestSweepPassesWhatNeverAnswers(t *testing.T) {
+	s, f := flakyStack(t, testkit.Options{Policy: policyOf(1, looseSigners, oneStage)})
+	c := newClock()
+	s.PushBase("debian", "12")
+	s.PushBase("alpine", "3")
+	g := sweeping(t, s, c, time.Hour, f.addr+"/base/bad:1", f.addr+"/base/debian:12", f.addr+"/base/alpine:3")
+	f.spoil("/base/bad/")
+	g.Sweep(t.Context())
+	asked := strings.Join(f.take(), "\n")
+	for _, want := range []string{"/base/debian/manifests/12", "/base/alpine/manifests/3"} {
+		if !strings.Contains(asked, want) {
+			t.Errorf("%s was not asked for: %s", want, asked)
+		}
+	}
+	g.Sweep(t.Context())
+	if asked := f.take(); len(asked) != 0 {
+		t.Errorf("at once it asked again for %v", asked)
+	}
+	c.add(2 * time.Minute)
+	g.Sweep(t.Context())
+	if asked := strings.Join(f.take(), "\n"); !strings.Contains(asked, "/base/bad/manifests/1") {
+		t.Errorf("after two minutes it asked for %q", asked)
+	}
+	bad, good := 0, 0
+	sweepFor(t, g, c, 24*time.Hour, func(time.Duration) {
+		for _, a := range f.take() {
+			switch {
+			case strings.Contains(a, "/base/bad/"):
+				bad++
+			case a == "HEAD /v2/base/alpine/manifests/3":
+				good++
+			}
+		}
+	})
+	if good < 22 || good > 25 {
+		t.Errorf("in a day %d rounds asked for what does answer", good)
+	}
+	if bad < 20 || bad > 150 {
+		t.Errorf("in a day what never answers was asked for %d times", bad)
+	}
+	fsck(t, s)
+}
+
+// K07: who asks for a base that does not answer makes the service leave that base alone,
+// and no other.
+func TestASlowBaseStopsNoOther(t *testing.T) {
+	c := newClock()
+	s, f := flakyStack(t, testkit.Options{Policy: policyOf(1, looseSigners, oneStage), Now: c.Now})
+	slow := s.PushOn(f.at(s.PushBase("debian", "12")), "12", "acme/api")
+	well := s.PushOn(f.at(s.PushBase("alpine", "3")), "3", "acme/api")
+	for _, app := range []testkit.Pushed{slow, well} {
+		sign(t, s, s.Token(nil), app.ImageRef)
+	}
+	f.spoil("/base/debian/")
+	id := auditor(s)
+	for _, row := range []struct {
+		app   testkit.Pushed
+		want  attest.Freshness
+		asked bool
+	}{{slow, attest.FreshnessUnknown, true}, {slow, attest.FreshnessUnknown, false}, {well, attest.Fresh, true}} {
+		f.take()
+		chain := chainOf(t, s, id, row.app.ImageRef)
+		asked := strings.Contains(strings.Join(f.take(), "\n"), "HEAD ")
+		if st := chain[0].State; st.Freshness != row.want || asked != row.asked {
+			t.Errorf("%+v; the registry was asked: %v", st, asked)
+		}
+	}
+	fsck(t, s)
+}
+
 // take returns the requests since the last call, without pings.
 func (f *flaky) take() []string {
 	f.mu.Lock()
