@@ -183,7 +183,7 @@ var publicCI = []string{publicGitHub, publicGitLab, publicBuildkite, "https://oi
 var publicServers = []string{publicGitHubServer, publicGitLab, publicBuildkiteServer}
 
 // sharedAudiences are used by many services: each of them holds tokens that it
-// could present to us.
+// could present to us. Tokens with them must have a jti.
 var sharedAudiences = []string{"api://AzureADTokenExchange", "sts.amazonaws.com", "sigstore", "https://kubernetes.default.svc"}
 
 var issuerName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,62}$`)
@@ -258,7 +258,8 @@ func (a *Authenticator) add(i *issuer) error {
 // issuer is a checked Issuer with its defaults filled in, and its keys.
 type issuer struct {
 	Issuer
-	service string
+	service string // our URL
+	ours    string // our audience
 	keys    keySource
 	domain  *domain                              // of provider spiffe, else nil
 	review  *reviewer                            // nil: a verified token is enough
@@ -266,7 +267,7 @@ type issuer struct {
 }
 
 func newIssuer(conf Issuer, c Config) (*issuer, error) {
-	i := &issuer{Issuer: conf, service: c.Service}
+	i := &issuer{Issuer: conf, service: c.Service, ours: c.Audience}
 	i.Kind = cmp.Or(conf.Kind, attest.Workload)
 	i.Audience = cmp.Or(conf.Audience, c.Audience)
 	i.Owners, i.Algorithms = slices.Clone(conf.Owners), slices.Clone(conf.Algorithms)
@@ -392,17 +393,25 @@ func (i *issuer) checkLimits() error {
 		return fmt.Errorf("replay: persons do not sign images: leave it out")
 	}
 	if i.sharedAudience() && (i.MaxAge == 0 || i.MaxAge > mostSharedAge) {
-		return fmt.Errorf("audience: %q is shared with other services, which could replay tokens here: set max_age to at most %v", i.Audience, mostSharedAge)
+		return fmt.Errorf("audience: %q is not ours: other services may have it, too, and could replay tokens here. Use one under %s/, or set max_age to at most %v", i.Audience, i.service, mostSharedAge)
 	}
 	if i.sharedAudience() && i.Kind == attest.Workload && i.Replay != replayOnce {
-		return fmt.Errorf("audience: %q is shared with other services, which could replay tokens here: set replay: once", i.Audience)
+		return fmt.Errorf("audience: %q is not ours: other services may have it, too, and could replay tokens here. Use one under %s/, or set replay: once", i.Audience, i.service)
 	}
 	return nil
 }
 
-// sharedAudience says whether services that are not ours hold tokens with the
-// issuer's audience.
-func (i *issuer) sharedAudience() bool { return slices.Contains(sharedAudiences, i.Audience) }
+// sharedAudience says whether services that are not ours may hold tokens with the
+// issuer's audience: with any that is neither our own URL nor under it. In an ID token
+// of a person it is the client's id, which is ours alone (OpenID Connect Core 2).
+func (i *issuer) sharedAudience() bool {
+	if i.Kind == attest.Person {
+		return i.wellKnownAudience()
+	}
+	return i.Audience != i.ours && i.Audience != i.service && !strings.HasPrefix(i.Audience, i.service+"/")
+}
+
+func (i *issuer) wellKnownAudience() bool { return slices.Contains(sharedAudiences, i.Audience) }
 
 // checkKeys refuses keys that the provider does not read: whoever wrote them relies
 // on them (attacks B10).
@@ -442,6 +451,8 @@ func (i *issuer) checkSpeaker() error {
 		want = gitLab
 	case iss == publicBuildkite:
 		want = buildkite
+	case sharedClusterIssuer(iss):
+		want = kubernetes
 	}
 	if want != "" && i.Provider != want {
 		return fmt.Errorf("provider: use %s for %s, which checks its claims", want, i.Issuer.Issuer)

@@ -49,7 +49,9 @@ func TestNew(t *testing.T) {
 		}), ""},
 		{"issuer with trailing slash", change(corp, func(i *identity.Issuer) { i.Issuer = "https://acme.auth.example.com/" }), ""},
 		{"issuer on IPv6 loopback", change(ci, func(i *identity.Issuer) { i.Issuer, i.PlainHTTP = "http://[::1]:8080", true }), ""},
-		{"own audience", change(ci, func(i *identity.Issuer) { i.Audience = "hallmark" }), ""},
+		{"own audience", change(ci, func(i *identity.Issuer) { i.Audience = service + "/ci" }), ""},
+		{"audience that may be anybody's", change(ci, func(i *identity.Issuer) { i.Audience, i.MaxAge, i.Replay = "hallmark", time.Minute, "once" }), ""},
+		{"client id of persons", change(corp, func(i *identity.Issuer) { i.Audience = "hallmark" }), ""},
 		{"shared audience and age", change(ci, func(i *identity.Issuer) {
 			i.Audience, i.MaxAge, i.Replay = "api://AzureADTokenExchange", 5*time.Minute, "once"
 		}), ""},
@@ -95,6 +97,13 @@ func TestNew(t *testing.T) {
 		{"A15 negative age", change(ci, func(i *identity.Issuer) { i.MaxAge = -1 }), "max_age:"},
 		{"A14 shared audience", change(ci, func(i *identity.Issuer) { i.Audience = "sts.amazonaws.com" }), "audience:"},
 		{"A14 shared audience, long age", change(ci, func(i *identity.Issuer) { i.Audience, i.MaxAge = "sigstore", time.Hour }), "max_age"},
+		{"A14 shared audience of persons", change(corp, func(i *identity.Issuer) { i.Audience = "sigstore" }), "max_age"},
+		{"A14 audience of an organization", change(ci, func(i *identity.Issuer) { i.Audience = "0d8b1f7c-3f8e-4d0a-9f0e-2b6f0c6a7e11" }), "max_age"},
+		{"A14 audience of a workspace", change(ci, func(i *identity.Issuer) {
+			i.Audience, i.MaxAge = "ari:cloud:bitbucket::workspace/2f9e8d7c-6b5a-4493-8271-605f4e3d2c1b", time.Minute
+		}), "replay: once"},
+		{"A14 another service's URL", change(ci, func(i *identity.Issuer) { i.Audience = "https://vault.example.com" }), "max_age"},
+		{"A14 URL that only starts like ours", change(ci, func(i *identity.Issuer) { i.Audience = service + ".evil.example" }), "max_age"},
 		{"A14 audience with newline", change(ci, func(i *identity.Issuer) { i.Audience = "a\nb" }), "audience:"},
 
 		{"B03 public GitHub without owners", change(github, func(i *identity.Issuer) { i.Owners = nil }), "owners:"},
@@ -222,6 +231,7 @@ func TestNew(t *testing.T) {
 		{"B12 mapping of two into a text", change(ci, func(i *identity.Issuer) { i.Claims["ref"] = "refs/{a}/{b}" }), "claims: ref:"},
 		{"B12 mapping of two into a segment", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "https://ci.example.com/{a}-{b}" }), "claims: run_uri:"},
 		{"mapping into a URI without TLS", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "http://{a}" }), "claims: run_uri:"},
+		{"mapping into a fragment", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "https://ci.example.com/{a}#{b}" }), "claims: run_uri:"},
 		{"mapping of the scheme", change(ci, func(i *identity.Issuer) { i.Claims["run_uri"] = "{a}://x" }), "claims: run_uri:"},
 		{"mapping into groups", change(corp, func(i *identity.Issuer) { i.Claims["groups"] = "g-{a}" }), "claims: groups:"},
 

@@ -101,6 +101,9 @@ func checkMapping(field, mapping string) error {
 	if u, err := url.Parse(claimPlaceholder.ReplaceAllString(mapping, "x")); err != nil || u.Scheme != "https" || u.Host == "" {
 		return fmt.Errorf("%q is not an https URI", mapping)
 	}
+	if strings.Contains(mapping, "#") {
+		return fmt.Errorf("%q has a fragment: leave it out", mapping)
+	}
 	for _, segment := range strings.Split(mapping, "/") {
 		if len(claimPlaceholder.FindAllString(segment, -1)) > 1 {
 			return fmt.Errorf("%q: write at most one {claim} between two slashes", mapping)
@@ -234,8 +237,24 @@ func (i *issuer) unaccepted(b attest.Build) string {
 			clip(b.Event), strings.Join(i.Events, ", "), i.Name)
 	case b.Ref != "" && !isBranchOrTag(b.Ref):
 		return fmt.Sprintf("ref %q is neither a branch, refs/heads/…, nor a tag, refs/tags/…: it may hold code that nobody has accepted", clip(b.Ref))
+	case pullRequest.MatchString(shortName(b.Ref)):
+		return fmt.Sprintf("ref %q is called as CI systems call pull requests and forks' branches: it may hold code that nobody has accepted", clip(b.Ref))
 	}
 	return ""
+}
+
+// pullRequest is how CI systems call what they build for a pull request, or a fork,
+// where the name of a branch should be: PR-7-head (Jenkins), 7/merge (GitHub),
+// pull/7/head, refs/pull/7/merge, pr/7 (CodeBuild), changes/34/1234/5 (Gerrit),
+// fork:branch. The mapping refs/heads/{branch} makes a branch of each.
+var pullRequest = regexp.MustCompile(`(?i)^(?:refs/|[pm]r[-/]?[0-9]|(?:pull|pulls|pull-requests|merge-requests|changes)/[0-9]+(?:/|$)|[0-9]+/(?:merge|head)$)|:`)
+
+// shortName is ref, that of a branch or tag, without "refs/heads/" or "refs/tags/".
+func shortName(ref string) string {
+	if name, ok := strings.CutPrefix(ref, "refs/heads/"); ok {
+		return name
+	}
+	return strings.TrimPrefix(ref, "refs/tags/")
 }
 
 // refuseFork stops GitLab's trap: in a merge request from a fork the project
@@ -266,6 +285,9 @@ func (i *issuer) readBuild(c claims, b *attest.Build) error {
 			return err
 		}
 	}
+	if b.Ref != "" && !cleanPath(b.Ref) {
+		return attest.Errorf(attest.TokenClaims, "the token's claim for ref makes %q, which is no name of a ref", clip(b.Ref))
+	}
 	// What is no commit is no fact: Buildkite says "HEAD" (attacks B09).
 	if !attest.CommitPattern.MatchString(b.Commit) {
 		b.Commit = ""
@@ -279,7 +301,7 @@ func (i *issuer) readBuild(c claims, b *attest.Build) error {
 	if b.WorkflowPath == "" {
 		b.WorkflowPath = attest.WorkflowPath(b.SourceURI, b.ConfigURI, b.Ref)
 	}
-	return checkURIs(b)
+	return i.checkURIs(b)
 }
 
 // mapped returns the value of a claim, or of a template whose claims are all
@@ -290,13 +312,18 @@ func (c claims) mapped(field, mapping string) (string, error) {
 	}
 	var problem error
 	missing, first, isURI := false, true, slices.Contains(uriFields, field)
+	n, inPath := 0, claimsInPath(mapping)
 	out := claimPlaceholder.ReplaceAllStringFunc(mapping, func(p string) string {
+		n++
 		name := p[1 : len(p)-1]
 		v, err := c.value(name)
 		if err != nil {
 			problem = err
 		}
 		missing = missing || v == ""
+		if n > inPath && isURI {
+			return url.QueryEscape(v)
+		}
 		if isURI && v != "" {
 			// Only the first may be a path: the others' slashes are escaped, so that
 			// two sets of values never make one URI (attacks B12).
@@ -314,6 +341,14 @@ func (c claims) mapped(field, mapping string) (string, error) {
 	return out, nil
 }
 
+// claimsInPath counts the claims of a template before its query. The name of a claim
+// may have a question mark, too.
+func claimsInPath(mapping string) int {
+	text := claimPlaceholder.ReplaceAllString(mapping, "{}")
+	path, _, _ := strings.Cut(text, "?")
+	return strings.Count(path, "{}")
+}
+
 // escapePath escapes a value for the path of a URI, and says whether it names the
 // same thing to whoever resolves "." and "..". With slashes, those in it stay.
 func escapePath(v string, slashes bool) (string, bool) {
@@ -329,19 +364,40 @@ func escapePath(v string, slashes bool) (string, bool) {
 	return strings.Join(segments, "/"), ok
 }
 
-// checkURIs refuses a mapped URI field that is none: it would become one in
-// certificates and provenance.
-func checkURIs(b *attest.Build) error {
+// checkURIs refuses a mapped URI field that is no URI in its only spelling: it is
+// compared, shown as a link and put into certificates and provenance.
+func (i *issuer) checkURIs(b *attest.Build) error {
 	fields := buildFields(b)
 	for _, field := range uriFields {
-		if *fields[field] == "" {
-			continue
-		}
-		if u, err := url.Parse(*fields[field]); err != nil || u.Scheme == "" || u.Host == "" || u.User != nil {
-			return attest.Errorf(attest.TokenClaims, "the token's claim for %s is not an absolute URI", field)
+		if uri := *fields[field]; uri != "" && !i.onlySpelling(field, uri) {
+			return attest.Errorf(attest.TokenClaims, "the token's claim for %s is not an https URI in its only spelling: host in lower case, no user, fragment, \"..\" or needless escapes, a query only where the mapping has it", field)
 		}
 	}
 	return nil
+}
+
+func (i *issuer) onlySpelling(field, uri string) bool {
+	u, err := url.Parse(uri)
+	if err != nil || u.String() != uri {
+		return false
+	}
+	path := strings.TrimPrefix(u.Path, "/")
+	if field == "run_uri" { // Jenkins ends the URLs of builds with a slash
+		path = strings.TrimSuffix(path, "/")
+	}
+	switch {
+	case u.Scheme != "https" && !(u.Scheme == "http" && i.PlainHTTP && loopback(u.Hostname())):
+		return false
+	case u.Hostname() == "" || u.User != nil || u.Host != strings.ToLower(u.Host) || strings.HasSuffix(u.Hostname(), "."):
+		return false
+	case strings.HasSuffix(u.Host, ":") || strings.HasPrefix(u.Port(), "0") || u.Port() == "443":
+		return false
+	case u.Path != "" && !cleanPath(path), strings.Contains(uri, "#"):
+		return false
+	case isTemplate(i.Claims[field]): // the query is the operator's, the escapes are ours
+		return true
+	}
+	return u.RawPath == "" && !strings.Contains(uri, "?")
 }
 
 // list returns a claim that is a list of texts, or one text. A text is never

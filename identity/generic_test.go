@@ -2,6 +2,7 @@ package identity_test
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"github.com/hallmarkd/hallmark/attest"
@@ -77,6 +78,20 @@ func TestJenkins(t *testing.T) {
 		refusal{"A21 exponent", "build_number", json.RawMessage("4.17e2"), attest.TokenClaims},
 		refusal{"B12 parent", "repository", "../evil", attest.TokenClaims},
 	)
+	// B01, B05: what the plugin says of a multibranch pull request, and what others do.
+	for _, branch := range []string{"PR-7", "PR-7-head", "PR-7-merge", "pr-7", "MR-7", "MR-7-head", "7/merge", "7/head", "pull/7", "pull/7/head",
+		"pulls/7", "pull-requests/7/from", "merge-requests/7/head", "changes/34/1234/5", "pr/7", "refs/pull/7/head", "refs/heads/main", "stranger:main"} {
+		d.maySign(t, map[string]any{"branch": branch}, attest.EventNotAllowed)
+	}
+	for _, branch := range []string{"main", "release/7", "7/merged", "pull/x", "hotfix/PR-7", "fix/7/head", "APR-7", "7"} {
+		d.maySign(t, map[string]any{"branch": branch}, "")
+	}
+	for _, branch := range []string{"../pull/7/merge", "../tags/v1.0.0", "..", "/main", "main/", "a//b", "a/./b", "/"} {
+		d.refuses(t, refusal{"B12 branch " + branch, "branch", branch, attest.TokenClaims})
+	}
+	for _, repository := range []string{"shop/api#x", "shop/api?x=1", "shop/api%2Fx", "shop api"} {
+		d.refuses(t, refusal{"B12 repository " + repository, "repository", repository, attest.TokenClaims})
+	}
 	if b := d.maySign(t, map[string]any{"branch": nil, "commit": "HEAD"}, "").Build; b.Ref != "" || b.Commit != "" || b.HasSource() {
 		t.Errorf("B09 build %+v", b)
 	}
@@ -99,6 +114,40 @@ func TestBitbucket(t *testing.T) {
 	// Owners may be written as Bitbucket prints them.
 	braced := documented(t, "bitbucket", func(i *identity.Issuer) { i.Owners = []string{"{2f9e8d7c-6b5a-4493-8271-605f4e3d2c1b}"} })
 	accepted(t, braced.auth, braced.token(t, nil))
+}
+
+// J04, B12: what is compared and shown as a link has one spelling and leads where it
+// says.
+func TestB12URIsOfClaims(t *testing.T) {
+	d := documented(t, "azure-devops", nil)
+	for _, uri := range []string{
+		"https://dev.azure.com/acme/shop/_git/x/../api", "https://dev.azure.com/acme/./api", "https://dev.azure.com/acme//api", "https://dev.azure.com/acme/api/",
+		"https://dev.azure.com/acme/%2e%2e/api", "https://dev.azure.com/", "https://github.com/acme%2fapi", "https://github.com/acme%2Fapi", "https://github.com/%61cme/api",
+		"https://github.com/acme/api#@evil", "https://github.com/acme/api#", "https://github.com/acme/api?x=1", "https://github.com/acme/api?",
+		"https://GITHUB.com/acme/api", "HTTPS://github.com/acme/api", "https://github.com./acme/api", "https://github.com:443/acme/api", "https://github.com:/acme/api", "https://github.com:0443/acme/api",
+		"http://github.com/acme/api", "javascript://github.com/%0aalert(1)", "ssh://github.com/acme/api", "https:///acme/api", "https://@github.com/acme/api",
+		"https://github.com/acme api", "https://gïthub.com/acme/api", "https:github.com/acme/api",
+	} {
+		d.refuses(t, refusal{"B12 source " + uri, "rpo_uri", uri, attest.TokenClaims})
+	}
+	for _, uri := range []string{"https://dev.azure.com/acme/My%20Shop/_git/api", "https://git.example.com:8443/a/b.git", "https://git.example.com/~me/c++", "https://[2001:db8::1]/a"} {
+		if got := d.maySign(t, map[string]any{"rpo_uri": uri}, "").Build.SourceURI; got != uri {
+			t.Errorf("source %q, want %q", got, uri)
+		}
+	}
+	// A query is what the mapping says: no claim adds to it, or begins one.
+	const run = "https://dev.azure.com/acme/91f3b4c5-2d6e-4f70-8192-a3b4c5d6e7f8/_build/results?buildId="
+	for id, want := range map[string]string{"1&buildId=2": run + "1%26buildId%3D2", "1#x": run + "1%23x", "1/../2": run + "1%2F..%2F2", "1+2 3": run + "1%2B2+3", "1%262": run + "1%25262"} {
+		if got := d.maySign(t, map[string]any{"run_id": id}, "").Build.RunURI; got != want {
+			t.Errorf("run %q: %s, want %s", id, got, want)
+		}
+	}
+	if got := d.maySign(t, map[string]any{"prj_id": "a?buildId=1&x"}, "").Build.RunURI; !strings.HasPrefix(got, "https://dev.azure.com/acme/a%3FbuildId=1&x/_build/results?buildId=") {
+		t.Errorf("run %s", got)
+	}
+	// Jenkins ends the URLs of its builds with a slash.
+	jenkins := documented(t, "azure-devops", func(i *identity.Issuer) { delete(i.Claims, "source_uri"); i.Claims["run_uri"] = "rpo_uri" })
+	jenkins.maySign(t, map[string]any{"rpo_uri": "https://jenkins.example.com/job/api/417/"}, "")
 }
 
 // A URI made of claims stays on a host that nobody can slip a user into.

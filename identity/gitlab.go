@@ -20,7 +20,7 @@ var gitLabPath = regexp.MustCompile(`^[A-Za-z0-9_.-]+(?:/[A-Za-z0-9_.-]+)+$`)
 // gitLabSources are the pipeline sources whose jobs may sign. Merge requests build
 // what nobody has accepted yet; what GitLab adds later is not among them until it
 // was looked at (attacks B01).
-var gitLabSources = []string{"push", "web", "webide", "api", "trigger", "schedule", "pipeline", "parent_pipeline", "chat"}
+var gitLabSources = []string{"push", "web", "api", "trigger", "schedule", "pipeline", "parent_pipeline", "chat"}
 
 // checkGitLab checks what only the provider gitlab has.
 func (i *issuer) checkGitLab() error {

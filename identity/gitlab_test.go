@@ -81,7 +81,7 @@ func TestGitLabSaysWhatIsMissing(t *testing.T) {
 // B01: who may sign and who may only ask. Old versions send no ref_path.
 func TestGitLabSources(t *testing.T) {
 	d := documented(t, "gitlab-com", nil)
-	for _, source := range []string{"push", "web", "webide", "api", "trigger", "schedule", "pipeline", "parent_pipeline", "chat"} {
+	for _, source := range []string{"push", "web", "api", "trigger", "schedule", "pipeline", "parent_pipeline", "chat"} {
 		d.maySign(t, map[string]any{"pipeline_source": source}, "")
 	}
 	for _, source := range []string{"merge_request_event", "external_pull_request_event", "external", "security_orchestration_policy", "new_in_next_version"} {

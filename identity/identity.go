@@ -178,7 +178,7 @@ func (i *issuer) identity(t token, payload []byte, now time.Time) (attest.Identi
 func (i *issuer) tokenID(t token, c claims) (string, error) {
 	named := t.input
 	// A token that others hold as well must say that it is one and the same.
-	if _, ok := c["jti"]; ok || i.sharedAudience() {
+	if _, ok := c["jti"]; ok || i.wellKnownAudience() {
 		jti, err := c.required("jti")
 		if err != nil {
 			return "", err

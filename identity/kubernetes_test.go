@@ -262,12 +262,12 @@ func TestKubernetesConfig(t *testing.T) {
 		{"B06 one audience for two", two(func(_, b *identity.Issuer) { b.Audience = "" }), "audience:"},
 		{"B06 one of two without a name", []identity.Issuer{own, func() identity.Issuer {
 			i := own
-			i.Name, i.KnownAs, i.Audience = "b", "https://b.example.com", "b"
+			i.Name, i.KnownAs, i.Audience = "b", "https://b.example.com", service+"/b"
 			return i
 		}()}, "twice"},
 		{"B06 same, other order", []identity.Issuer{func() identity.Issuer {
 			i := own
-			i.Name, i.KnownAs, i.Audience = "b", "https://b.example.com", "b"
+			i.Name, i.KnownAs, i.Audience = "b", "https://b.example.com", service+"/b"
 			return i
 		}(), own}, "twice"},
 		{"B06 another issuer's iss as name", []identity.Issuer{own, func() identity.Issuer { i := k.issuer("b"); i.KnownAs = own.Issuer; return i }()}, "twice"},
@@ -287,6 +287,13 @@ func TestKubernetesConfig(t *testing.T) {
 
 		{"A14 audience of the API server", change(k.issuer("east"), func(i *identity.Issuer) { i.Audience = i.Issuer }), "audience:"},
 		{"A14 audience of any API server", change(own, func(i *identity.Issuer) { i.Audience = "https://kubernetes.default.svc.cluster.local" }), "audience:"},
+		{"A14 audience that is not ours", change(own, func(i *identity.Issuer) { i.Audience = "hallmark" }), "audience:"},
+		{"A14 audience that only starts like ours", change(own, func(i *identity.Issuer) { i.Audience = service + ".evil.example" }), "audience:"},
+		{"own iss with an audience below ours", change(own, func(i *identity.Issuer) { i.Audience = service + "/eks" }), ""},
+		{"B06 shared iss as generic", change(k.issuer("east"), func(i *identity.Issuer) { i.Provider, i.KnownAs = "generic", "" }), "provider:"},
+		{"B06 short shared iss as generic", change(k.issuer("east"), func(i *identity.Issuer) {
+			i.Provider, i.KnownAs, i.Issuer = "generic", "", "https://kubernetes.default.svc"
+		}), "provider:"},
 		{"persons", change(own, func(i *identity.Issuer) { i.Kind = attest.Person }), "kind:"},
 		{"B10 owners", change(own, func(i *identity.Issuer) { i.Owners = []string{"ci"} }), "owners:"},
 		{"B10 mapping", change(own, func(i *identity.Issuer) { i.Claims = map[string]string{"commit": "x"} }), "claims:"},

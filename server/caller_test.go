@@ -238,6 +238,7 @@ func TestB06RolesOfClusters(t *testing.T) {
 		clusters[name] = k
 		issuers = append(issuers, identity.Issuer{
 			Name: name, Provider: "kubernetes", Issuer: shared, KnownAs: "https://" + name + ".example.com", Audience: name, JWKSFile: file,
+			MaxAge: time.Minute, Replay: "once", // the audience is not under the service's URL
 		})
 	}
 	s := testkit.NewStack(t, testkit.Options{
