@@ -280,7 +280,7 @@ func TestSweepPassesWhatNeverAnswers(t *testing.T) {
 	if good < 22 || good > 25 {
 		t.Errorf("in a day %d rounds asked for what does answer", good)
 	}
-	if bad < 20 || bad > 150 {
+	if bad < 20 || bad > 60 {
 		t.Errorf("in a day what never answers was asked for %d times", bad)
 	}
 	fsck(t, s)
