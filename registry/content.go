@@ -234,11 +234,18 @@ func (q *inquiry) content(ctx context.Context, l v1.Descriptor) (attest.Digest, 
 	if !q.budget.download.take(l.Size) {
 		return attest.Digest{}, attest.Errorf(attest.TooLarge, "the layers have more than %d bytes", int64(maxDownload))
 	}
+	// One layer of a repository at a time, so that no repository keeps the others
+	// waiting with what is pushed to it: those that wait take turns.
+	done, err := q.locks.lock(ctx, "layers of "+string(q.repo))
+	if err != nil {
+		return attest.Digest{}, tooBusy(ctx)
+	}
+	defer done()
 	select {
 	case q.hashers <- struct{}{}:
 		defer func() { <-q.hashers }()
 	case <-ctx.Done():
-		return attest.Digest{}, &attest.Error{Reason: attest.RegistryUnavailable, Message: "the layers of too many images are being read: try again later", Err: ctx.Err()}
+		return attest.Digest{}, tooBusy(ctx)
 	}
 	started := time.Now()
 	within, cancel := context.WithTimeout(ctx, q.budget.time)
@@ -254,6 +261,10 @@ func (q *inquiry) content(ctx context.Context, l v1.Descriptor) (attest.Digest, 
 	q.budget.content -= limit(size)
 	q.budget.hashed[digestOf(l)] = d
 	return d, nil
+}
+
+func tooBusy(ctx context.Context) error {
+	return &attest.Error{Reason: attest.RegistryUnavailable, Message: "the layers of too many images are being read: try again later", Err: ctx.Err()}
 }
 
 var tooSlow = attest.Errorf(attest.TooLarge, "reading the layers takes longer than %v", maxHashing)

@@ -3,6 +3,7 @@ package registry_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"runtime"
 	"strings"
 	"sync"
@@ -75,4 +76,40 @@ func TestG19ManifestOfManyThings(t *testing.T) {
 			want(t, err, row.reason)
 		})
 	}
+}
+
+// However many layers one repository has to be read, those of others are read too: a
+// registry that never ends one keeps only its own repository waiting (attacks G19).
+func TestG19OneRepositoryLeavesRoomForOthers(t *testing.T) {
+	host := devRegistry(t)
+	base := push(t, host+"/base/debian", "12", amd(t, "r", "b"))
+	first := digestOfLayer(t, amd(t, "r:zstd"), 0)
+	stuck, release := make(chan struct{}, 8), make(chan struct{})
+	front := proxy(t, host, func(_ http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/greedy/app/blobs/"+first) {
+			stuck <- struct{}{}
+			<-release
+		}
+		return false
+	})
+	c := newClient(t, registry.Config{Hosts: plain(front)})
+	prove := func(repo string, ref attest.ImageRef) error {
+		got, err := c.Image(t.Context(), attest.ImageRef{Repository: attest.Repository(front + repo), Digest: ref.Digest}, front+"/base/debian@"+base.Digest.String(), nil, anywhere)
+		if err == nil && got.Base.Result != attest.ProvenDiffIDs {
+			t.Errorf("%s: %+v", repo, got.Base)
+		}
+		return err
+	}
+	var g errgroup.Group
+	for i := range 4 {
+		ref := push(t, host+"/greedy/app", "v1", amd(t, "r:zstd", "b", fmt.Sprint("app", i)))
+		g.Go(func() error { return prove("/greedy/app", ref) })
+	}
+	<-stuck
+	want(t, prove("/team/app", push(t, host+"/team/app", "v1", amd(t, "r:zstd", "b", "app"))), "")
+	if n := len(stuck); n != 0 {
+		t.Errorf("%d further layers of one repository are read at the same time", n)
+	}
+	close(release)
+	want(t, g.Wait(), "")
 }
