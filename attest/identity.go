@@ -48,6 +48,19 @@ func (id Identity) Key() string {
 	return hex.EncodeToString(h[:])
 }
 
+// Quota names whom a bound on what is in flight is for: the owner of the code, else
+// the repository, as their CI host has numbered them; else Key. A job chooses its
+// subject, by an environment or a branch, and so may have any number of those.
+func (id Identity) Quota() string {
+	switch b := id.Build; {
+	case b.OwnerID != "":
+		return "owner:" + Identity{Issuer: id.Issuer, Subject: b.OwnerID}.Key()
+	case b.RepositoryID != "":
+		return "repository:" + Identity{Issuer: id.Issuer, Subject: b.RepositoryID}.Key()
+	}
+	return id.Key()
+}
+
 // Run names the CI run and attempt on whose behalf a workload calls, else its
 // token: what may be repeated as one request (design section 5, natural keys).
 func (id Identity) Run() string {

@@ -19,18 +19,20 @@ import (
 // public is every method that needs no identity; all others are denied without
 // one (attacks I05). Names are compared whole, never by prefix (attacks I01).
 var public = map[string]bool{
-	"/hallmark.v1.TrustService/GetTrustedRoot":                       true,
-	"/hallmark.v1.TrustService/GetGateKey":                           true,
-	"/hallmark.v1.TrustService/GetCheckpoint":                        true,
-	"/grpc.health.v1.Health/Check":                                   true,
-	"/grpc.health.v1.Health/List":                                    true,
-	"/grpc.health.v1.Health/Watch":                                   true,
+	"/hallmark.v1.TrustService/GetTrustedRoot": true,
+	"/hallmark.v1.TrustService/GetGateKey":     true,
+	"/hallmark.v1.TrustService/GetCheckpoint":  true,
+	healthCheck:                    true,
+	"/grpc.health.v1.Health/List":  true,
+	"/grpc.health.v1.Health/Watch": true,
 	"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      true,
 	"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": true,
 }
 
-// admission is what authentication made of a request. Exactly one of identity,
-// anonymous and err says so.
+const healthCheck = "/grpc.health.v1.Health/Check"
+
+// admission is what authentication made of a request: an identity, anonymous or err.
+// An identity beside err is the one that was refused.
 type admission struct {
 	identity  attest.Identity
 	anonymous bool // the method is public, or nobody serves it
@@ -207,7 +209,7 @@ type callers struct {
 	most int
 
 	mu       sync.Mutex
-	inFlight map[string]int // by attest.Identity.Key; entries at 0 are removed
+	inFlight map[string]int // by attest.Identity.Quota; entries at 0 are removed
 }
 
 // enter counts a call of the identity, or refuses it with RATE_LIMITED. The

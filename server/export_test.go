@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 
 	"google.golang.org/grpc/metadata"
 
@@ -10,6 +11,12 @@ import (
 
 // Printable is printable, for its fuzz test.
 var Printable = printable
+
+// Messages is the body that a gRPC request goes on with: count messages of at most
+// most bytes each.
+func Messages(body io.Reader, most int64, count int) io.Reader {
+	return &messages{Closer: io.NopCloser(body), body: body, most: most, left: count}
+}
 
 // HandedOver hands an identity over to a method as the REST side does, and returns
 // whom the interceptor of another method, or of the same, then finds. After the call

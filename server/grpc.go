@@ -37,6 +37,7 @@ func (s *Server) newGRPC() *grpc.Server {
 	for service, info := range g.GetServiceInfo() {
 		for _, m := range info.Methods {
 			s.methods["/"+service+"/"+m.Name] = true
+			s.streaming["/"+service+"/"+m.Name] = m.IsClientStream
 		}
 	}
 	return g
@@ -71,21 +72,37 @@ func (s *Server) serveGRPC(w http.ResponseWriter, r *http.Request) {
 	} else {
 		a = s.admit(r.Context(), r.URL.Path, c)
 	}
-	to := s.grpc
+	if a.err == nil && !a.anonymous {
+		// From here on the call counts, however slowly its message comes.
+		var leave func()
+		if leave, a.err = s.callers.enter(a.identity.Quota()); a.err == nil {
+			defer leave()
+		}
+	}
+	to, most := s.grpc, int64(maxBody)
 	if a.err == nil && bringsEvidence[r.URL.Path] {
 		var n int64
 		if n, r.Body = firstMessage(r.Body); n > maxBody {
 			var leave func()
 			if leave, a.err = s.admitLarge(a.identity, n); a.err == nil {
 				defer leave()
-				to = s.grpcLarge
+				to, most = s.grpcLarge, n
 			}
 		}
 	}
-	if a.err != nil {
-		// The interceptor answers; all it is given is one empty message.
+	if a.err != nil || r.URL.Path == healthCheck {
+		// The interceptor answers, or the health of the whole process: neither needs
+		// more than one empty message, or waits for it.
 		r.Body = io.NopCloser(bytes.NewReader(make([]byte, prefix)))
 	}
+	m := &messages{Closer: r.Body, body: r.Body, most: most, left: 1}
+	if a.anonymous {
+		m.most = maxOpenMessage
+	}
+	if s.streaming[r.URL.Path] {
+		m.left = maxStreamMessages
+	}
+	r.Body = m
 	to.ServeHTTP(w, r.WithContext(admitted(r.Context(), a)))
 }
 
@@ -138,30 +155,18 @@ type call struct {
 	start   time.Time
 	who     attest.Identity
 	refused error
-	leave   func()
 }
 
 func (s *Server) begin(method string) *call {
 	s.working.begin()
-	return &call{s: s, method: method, start: time.Now(), leave: func() {}}
+	return &call{s: s, method: method, start: time.Now()}
 }
 
-// admit authenticates the caller, counts the call against its bound and sets the
-// deadline. A refusal is in c.refused.
+// admit finds who calls and sets the deadline. A refusal is in c.refused. An identity
+// comes from serveGRPC or restRoute only, which have counted the call.
 func (c *call) admit(ctx context.Context) (context.Context, context.CancelFunc) {
 	a := c.s.admitRPC(ctx, c.method)
-	switch {
-	case a.err != nil:
-		c.refused = a.err
-	case !a.anonymous:
-		c.who = a.identity
-		leave, err := c.s.callers.enter(a.identity.Key())
-		if err != nil {
-			c.refused = err
-			break
-		}
-		c.leave = leave
-	}
+	c.who, c.refused = a.identity, a.err
 	most := callTimeout
 	if slow[c.method] {
 		most = slowTimeout
@@ -173,7 +178,6 @@ func (c *call) admit(ctx context.Context) (context.Context, context.CancelFunc) 
 // place where an error is logged (style: handle an error once).
 func (c *call) end(panicked any, err error) error {
 	defer c.s.working.end()
-	c.leave()
 	if panicked != nil {
 		err = fmt.Errorf("panic: %v\n%s", panicked, debug.Stack())
 	}

@@ -28,7 +28,7 @@ var bringsEvidence = map[string]bool{
 type large struct {
 	mu     sync.Mutex
 	taken  int64
-	caller map[string]int64 // by attest.Identity.Key; entries at 0 are removed
+	caller map[string]int64 // by attest.Identity.Quota; entries at 0 are removed
 }
 
 // admitLarge lets a request of n bytes in, more than maxBody, or refuses it before it
@@ -40,7 +40,7 @@ func (s *Server) admitLarge(id attest.Identity, n int64) (leave func(), err erro
 	if err := s.gate.SendsEvidence(id); err != nil {
 		return nil, err
 	}
-	return s.large.enter(id.Key(), n)
+	return s.large.enter(id.Quota(), n)
 }
 
 func (l *large) enter(key string, n int64) (leave func(), err error) {

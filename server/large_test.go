@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/hallmarkd/hallmark/attest"
+	"github.com/hallmarkd/hallmark/identity"
 	"github.com/hallmarkd/hallmark/internal/testkit"
 	pb "github.com/hallmarkd/hallmark/proto/hallmark/v1"
 )
@@ -351,8 +352,8 @@ func TestC03BodyWithoutEnd(t *testing.T) {
 // I11: large requests that are slow take neither all of the service's memory nor
 // another caller's share, and small requests need none.
 func TestI11LargeInFlight(t *testing.T) {
-	s := testkit.NewStack(t, testkit.Options{})
-	job := func(n int) string { return s.Token(map[string]any{"sub": fmt.Sprintf("job-%d", n)}) }
+	s := testkit.NewStack(t, testkit.Options{Issue: func(all *[]identity.Issuer) { (*all)[0].Owners = []string{"1", "2", "3"} }})
+	job := func(n int) string { return s.Token(map[string]any{"repository_owner_id": fmt.Sprint(n)}) }
 	const each = 60 << 20
 	large, smaller := predicateOf(30<<20), predicateOf(5<<20)
 	// ask is refused at once, or when its predicate was read; n tells callers apart.

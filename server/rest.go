@@ -121,6 +121,12 @@ func (s *Server) restRoute(method string, query []string, gateway http.Handler) 
 			a = s.admit(r.Context(), method, c)
 			err = a.err
 		}
+		if err == nil && !a.anonymous {
+			var leave func()
+			if leave, err = s.callers.enter(a.identity.Quota()); err == nil {
+				defer leave()
+			}
+		}
 		if err == nil {
 			err = knownQuery(r, query)
 		}
@@ -134,7 +140,7 @@ func (s *Server) restRoute(method string, query []string, gateway http.Handler) 
 		}
 		if err != nil {
 			refused := refuse(err)
-			s.logRefusal(method, attest.Identity{}, refused, err, 0)
+			s.logRefusal(method, a.identity, refused, err, 0)
 			writeStatus(w, 0, refused.status())
 			return
 		}

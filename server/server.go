@@ -76,6 +76,7 @@ type Server struct {
 	cfg       Config
 	verified  verified
 	methods   map[string]bool // every method that is served: "/package.Service/Method"
+	streaming map[string]bool // those whose requests may have several messages
 	grpc      *grpc.Server
 	grpcLarge *grpc.Server // for requests of more than maxBody
 	large     large
@@ -83,6 +84,7 @@ type Server struct {
 	callers   callers
 	inFlight  chan struct{}
 	open      chan struct{} // of inFlight, what requests may take that need no identity
+	probes    chan struct{} // health checks, beside inFlight
 	working   work          // handlers: waited for before the gate may be closed
 	handed    sync.Map      // handover by handle: what restRoute found, for the interceptor
 
@@ -103,9 +105,10 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		gate: cfg.Gate, logger: cfg.Logger, cfg: cfg,
 		verified: verified{auth: cfg.Auth, now: cfg.Now, tokens: map[[sha256.Size]byte]remembered{}},
-		methods:  map[string]bool{},
+		methods:  map[string]bool{}, streaming: map[string]bool{},
 		inFlight: make(chan struct{}, cfg.MaxInFlight),
 		open:     make(chan struct{}, max(1, cfg.MaxInFlight/4)),
+		probes:   make(chan struct{}, cfg.MaxInFlight),
 		callers:  callers{most: cfg.MaxInFlightPerCaller, inFlight: map[string]int{}},
 	}
 	s.grpc, s.grpcLarge = s.newGRPC(), s.newLargeGRPC()
@@ -248,7 +251,15 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	defer s.working.end()
 	isGRPC := r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 	slots := []chan struct{}{s.inFlight}
-	if !s.guarded(r, isGRPC) {
+	switch {
+	case isGRPC && r.URL.Path == healthCheck:
+		// No crowd of strangers may make a healthy service look sick. A check waits
+		// for no body, but for its answer to be taken: that keeps out no other call.
+		slots = []chan struct{}{s.probes}
+		if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(headerTimeout)); err != nil {
+			s.logger.Debug("bounding a health check", "error", err)
+		}
+	case !s.guarded(r, isGRPC):
 		// Whoever is unknown may be slow at no cost, and must not keep out the
 		// others (attacks I08, I11).
 		slots = append(slots, s.open)
@@ -274,9 +285,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 // an identity before a byte of its body is read.
 func (s *Server) guarded(r *http.Request, isGRPC bool) bool {
 	if isGRPC {
-		// The health check stays outside: no crowd of strangers may make a healthy
-		// service look sick.
-		return r.URL.Path == "/grpc.health.v1.Health/Check" || s.methods[r.URL.Path] && !public[r.URL.Path]
+		return s.methods[r.URL.Path] && !public[r.URL.Path]
 	}
 	return strings.HasPrefix(r.URL.Path, "/v1/") && !strings.HasPrefix(r.URL.Path, "/v1/trust/")
 }

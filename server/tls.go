@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"log/slog"
 	"os"
 	"sync"
@@ -70,6 +71,26 @@ func (s *Server) tlsConfig(files *certificate) *tls.Config {
 	if s.cfg.Auth.TakesCertificates() {
 		c.ClientAuth = tls.RequestClientCert
 		c.SessionTicketsDisabled = true
+		c.VerifyPeerCertificate = smallChain
 	}
 	return c
+}
+
+// How large a client's certificates may be: a connection holds them for as long as it
+// is open, parsed, also when no call ever comes (attacks I03).
+const (
+	maxChain      = 4
+	maxChainBytes = 32 << 10
+)
+
+// smallChain ends the handshake of a client that shows more, and judges nothing else.
+func smallChain(raw [][]byte, _ [][]*x509.Certificate) error {
+	n := 0
+	for _, c := range raw {
+		n += len(c)
+	}
+	if len(raw) > maxChain || n > maxChainBytes {
+		return attest.Errorf(attest.ClientCert, "the client shows %d certificates of %d bytes, more than %d of %d", len(raw), n, maxChain, maxChainBytes)
+	}
+	return nil
 }
