@@ -3,12 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log"
 	"maps"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,7 +138,19 @@ func TestAudience(t *testing.T) {
 		name, server, service, fingerprint string
 		local, ok                          bool
 	}{
-		{"same host", "https://hallmark.example.com:8443", "https://hallmark.example.com", "", false, true},
+		{"itself", "https://hallmark.example.com", "https://hallmark.example.com", "", false, true},
+		{"default port given", "https://hallmark.example.com:443", "https://hallmark.example.com", "", false, true},
+		{"default port in the name", "https://hallmark.example.com", "https://hallmark.example.com:443", "", false, true},
+		{"another port of both", "https://hallmark.example.com:8443", "https://hallmark.example.com:8443", "", false, true},
+		{"capital letters", "https://hallmark.example.com", "https://Hallmark.Example.com", "", false, true},
+		{"IPv6", "https://[2001:db8::7]", "https://[2001:db8::7]:443", "", false, true},
+		{"B13 another port of the host", "https://ci.example.com:9443", "https://ci.example.com", "", false, false},
+		{"B13 no port of the host", "https://ci.example.com", "https://ci.example.com:9443", "", false, false},
+		{"B13 a path of the host", "https://ci.example.com", "https://ci.example.com/vault", "", false, false},
+		{"B13 a slash", "https://ci.example.com", "https://ci.example.com/", "", false, false},
+		{"B13 a path, told by fingerprint", "https://ci.example.com", "https://ci.example.com/vault", "ab", false, false},
+		{"B13 another scheme", "https://ci.example.com", "http://ci.example.com", "", false, false},
+		{"B13 another scheme on the same port", "https://ci.example.com", "http://ci.example.com:443", "", false, false},
 		{"on this machine", "http://127.0.0.1:8080", "https://hallmark.example.com", "", true, true},
 		{"told by fingerprint", "https://10.0.0.7", "https://hallmark.example.com", "ab", false, true},
 		{"B13 other host", "https://evil.example.com", "https://hallmark.example.com", "", false, false},
@@ -155,6 +169,71 @@ func TestAudience(t *testing.T) {
 				t.Errorf("audience %q, %v", got, err)
 			}
 		})
+	}
+}
+
+// L03: a token that was given goes to the service that it is for, or to none.
+func TestGivenToken(t *testing.T) {
+	const service, own = "https://hallmark.example.com", "https://hallmark.example.com"
+	token := func(claims string) string {
+		return "e30." + base64.RawURLEncoding.EncodeToString([]byte(claims)) + ".eA"
+	}
+	for _, row := range []struct {
+		name, server, claims string
+		fingerprint          string
+		sent, noted          bool
+	}{
+		{"its own", own, `{"aud": "https://hallmark.example.com"}`, "", true, false},
+		{"its own in a list", own, `{"aud": ["https://hallmark.example.com"]}`, "", true, false},
+		{"under its name", own, `{"aud": "https://hallmark.example.com/east"}`, "", true, false},
+		{"its own, told by fingerprint", "https://10.0.0.7", `{"aud": "https://hallmark.example.com"}`, "ab", true, false},
+		{"no URL", own, `{"aud": "api://AzureADTokenExchange"}`, "", true, true},
+		{"an id", own, `{"aud": ["2f9e8d7c"]}`, "", true, true},
+		{"none", own, `{}`, "", true, true},
+		{"L03 another service", own, `{"aud": "https://vault.example.com"}`, "", false, false},
+		{"L03 another service, told by fingerprint", own, `{"aud": "https://vault.example.com"}`, "ab", false, false},
+		{"L03 another service in a list", own, `{"aud": ["sts", "https://vault.example.com"]}`, "", false, false},
+		{"L03 a longer name", own, `{"aud": "https://hallmark.example.com.evil.example"}`, "", false, false},
+		{"L03 another port", own, `{"aud": "https://hallmark.example.com:8443"}`, "", false, false},
+		{"L03 capital scheme", own, `{"aud": "HTTPS://vault.example.com"}`, "", false, false},
+		{"L03 http", own, `{"aud": "http://vault.example.com"}`, "", false, false},
+		{"L03 space before", own, `{"aud": " https://vault.example.com"}`, "", false, false},
+		{"L03 a server that calls itself so", "https://evil.example.com", `{"aud": "https://hallmark.example.com"}`, "", false, false},
+		{"L03 a port that calls itself so", "https://hallmark.example.com:9443", `{"aud": "https://hallmark.example.com"}`, "", false, false},
+	} {
+		for _, from := range []string{"HALLMARK_IDENTITY_TOKEN", "--identity-token"} {
+			t.Run(row.name+" in "+from, func(t *testing.T) {
+				var stderr bytes.Buffer
+				raw := token(row.claims)
+				a := &app{stderr: &stderr, stdin: strings.NewReader(raw), getenv: func(string) string { return "" }}
+				a.TrustRootSHA256 = row.fingerprint
+				if from == "--identity-token" {
+					a.IdentityToken = "-"
+				} else {
+					a.getenv = func(name string) string { return map[string]string{from: raw}[name] }
+				}
+				got, err := a.token(t.Context(), &session{app: a, server: row.server, service: service})
+				if row.sent != (err == nil && string(got) == raw) || !row.sent && (attest.ReasonOf(err) != attest.TokenAudience || got != "" || !strings.Contains(err.Error(), "was not sent")) {
+					t.Errorf("%q, %v", string(got), err)
+				}
+				if row.noted != strings.Contains(stderr.String(), "is not https://hallmark.example.com") || strings.Contains(stderr.String(), raw) {
+					t.Errorf("stderr %q", stderr.String())
+				}
+			})
+		}
+	}
+}
+
+// L03: the whole command ends before the token is on its way.
+func TestGivenTokenOfAnotherServiceIsNotSent(t *testing.T) {
+	p := startPeer(t, nil)
+	dir := t.TempDir()
+	a := &app{getenv: func(name string) string {
+		return map[string]string{"XDG_CONFIG_HOME": dir, "HALLMARK_IDENTITY_TOKEN": jwt("https://vault.example.com")}[name]
+	}}
+	code, _, stderr := run1(t, a, "--server", p.url, "whoami")
+	if calls := p.called(); code != exitNotPermitted || p.token != "" || !slices.Equal(calls, []string{"GetTrustedRoot"}) || !strings.Contains(stderr, string(attest.TokenAudience)) {
+		t.Errorf("exit %d, calls %v: %s", code, calls, stderr)
 	}
 }
 

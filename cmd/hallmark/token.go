@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/url"
 	"os"
 	"slices"
@@ -106,11 +107,54 @@ func (a *app) token(ctx context.Context, s *session) (secret, error) {
 		if err != nil {
 			return "", err
 		}
-		return parseToken(raw, "--identity-token "+a.IdentityToken)
+		return a.givenToken(s, raw, "--identity-token "+a.IdentityToken)
 	case given != "":
-		return parseToken(given, "HALLMARK_IDENTITY_TOKEN")
+		return a.givenToken(s, given, "HALLMARK_IDENTITY_TOKEN")
 	}
 	return a.ambientToken(ctx, s)
+}
+
+// givenToken checks a token that was given before it is shown to the service: who
+// chooses the server must not be handed a token for another one (attack L03). One
+// whose audience is no URL tells nothing of whom it is for: the operator may have
+// configured that audience for an issuer that knows no other.
+func (a *app) givenToken(s *session, raw, from string) (secret, error) {
+	token, err := parseToken(raw, from)
+	if err != nil {
+		return "", err
+	}
+	named := audiences(token)
+	switch {
+	case slices.ContainsFunc(named, s.owns):
+		if _, err := s.audience(); err != nil {
+			return "", attest.Errorf(attest.TokenAudience, "the token in %s was not sent: %w", from, err)
+		}
+	case slices.ContainsFunc(named, isURL):
+		return "", attest.Errorf(attest.TokenAudience, "the token in %s was not sent: it is for %s, and %s is %s. Check --server, or ask for a token with the audience %s", from, quotedList(named), s.server, s.service, s.service)
+	default:
+		a.note("the audience of the token in %s is not %s: whoever else is given such a token could present it there", from, s.service)
+	}
+	return token, nil
+}
+
+// owns reports whether an audience is the service's name or under it.
+func (s *session) owns(audience string) bool {
+	return s.service != "" && (audience == s.service || strings.HasPrefix(audience, s.service+"/"))
+}
+
+// isURL reports whether an audience names a host on the web.
+func isURL(audience string) bool {
+	scheme, _, ok := strings.Cut(strings.TrimSpace(audience), ":")
+	return ok && (strings.EqualFold(scheme, "https") || strings.EqualFold(scheme, "http"))
+}
+
+// quotedList shows what a token says, which may be anything.
+func quotedList(values []string) string {
+	var out []string
+	for _, v := range values[:min(len(values), 3)] {
+		out = append(out, fmt.Sprintf("%.100q", v))
+	}
+	return strings.Join(out, ", ")
 }
 
 // readToken reads --identity-token, a file or standard input.
@@ -215,21 +259,28 @@ func audiences(t secret) []string {
 
 // audience returns the name in which a token is asked for: that of the service
 // in the pinned trust root. A server must not make this job ask for a token that
-// could be presented elsewhere (attacks B13, L03). So the name has to be that of
-// the host that --server names, unless the server is on this machine, or the
-// trust root was told by its fingerprint rather than learnt from the server.
+// could be presented elsewhere (attacks B13, L03). So the name has to be the origin
+// that --server names, with its port and without a path, unless the server is on
+// this machine, or the trust root was told by its fingerprint rather than learnt
+// from the server.
 func (s *session) audience() (string, error) {
 	u, err := url.Parse(s.service)
 	server, serr := url.Parse(s.server)
 	// The name goes into the URL of a request for the token as it is.
 	odd := strings.ContainsFunc(s.service, func(r rune) bool { return r <= ' ' || r > '~' || strings.ContainsRune("\"&<>\\^`{|}%", r) })
-	if err != nil || serr != nil || odd || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+	if err != nil || serr != nil || odd || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" {
 		return "", fmt.Errorf("the trust root of %s is of %q, which is no URL to ask a token for", s.server, s.service)
 	}
-	if !s.local && s.app.TrustRootSHA256 == "" && !strings.EqualFold(u.Hostname(), server.Hostname()) {
-		return "", fmt.Errorf("%s calls itself %s: no token is asked for in that name. Give --server %s, or its fingerprint with --trust-root-sha256, or a token with --identity-token", s.server, s.service, s.service)
+	if !s.local && s.app.TrustRootSHA256 == "" && origin(u) != origin(server) {
+		return "", fmt.Errorf("%s calls itself %s: no token is used in that name. Give --server %s, or its fingerprint with --trust-root-sha256", s.server, s.service, s.service)
 	}
 	return s.service, nil
+}
+
+// origin is what RFC 6454 compares: scheme, host and port, where the scheme's own is the default.
+func origin(u *url.URL) string {
+	defaults := map[string]string{"https": "443", "http": "80"}
+	return strings.ToLower(u.Scheme + "://" + net.JoinHostPort(u.Hostname(), orElse(u.Port(), defaults[u.Scheme])))
 }
 
 // notSignedIn says what to do in the CI system that this looks like.
