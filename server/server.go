@@ -65,7 +65,7 @@ type Config struct {
 	Now         func() time.Time // nil is time.Now
 
 	MaxInFlight          int           // requests at once; 0 is 1024
-	MaxInFlightPerCaller int           // calls at once of one identity; 0 is 64
+	MaxInFlightPerCaller int           // calls at once of one owner (attest.Identity.Quota); 0 is 256
 	ShutdownTimeout      time.Duration // to finish what is in flight; 0 is 20 s
 }
 
@@ -97,7 +97,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, attest.Errorf(attest.BadConfig, "tls needs both cert_file and key_file")
 	}
 	cfg.MaxInFlight = orDefault(cfg.MaxInFlight, 1024)
-	cfg.MaxInFlightPerCaller = orDefault(cfg.MaxInFlightPerCaller, 64)
+	cfg.MaxInFlightPerCaller = orDefault(cfg.MaxInFlightPerCaller, 256)
 	cfg.ShutdownTimeout = orDefault(cfg.ShutdownTimeout, 20*time.Second)
 	if cfg.Now == nil {
 		cfg.Now = time.Now
