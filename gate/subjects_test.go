@@ -28,7 +28,7 @@ func TestSubjectsAreNotTheBuilds(t *testing.T) {
 
 	out, err := trySign(t, s, s.Token(nil), gate.SignImage{
 		Ref:   idx,
-		Facts: map[string]string{"image-digests": victim.Digest.String(), "also.signed": victim.ImageRef.String()},
+		Facts: map[string]string{"image-digests": victim.Digest.String(), "also.images": victim.ImageRef.String()},
 	})
 	if err != nil {
 		t.Fatal(err)
