@@ -38,7 +38,7 @@ func TestImage(t *testing.T) {
 	img := s.PushOn(debian, "12", "acme/api")
 	hint := string(debian.Repository) + ":12"
 	signed, err := s.Gate.Sign(t.Context(), s.Identity(s.Token(nil)), gate.SignRequest{Images: []gate.SignImage{{
-		Ref: img.ImageRef, Base: hint, Facts: map[string]string{"branch_note": evil},
+		Ref: img.ImageRef, Base: hint, Facts: map[string]string{"team_note": evil},
 	}}})
 	if err != nil || signed[0].Err != nil {
 		t.Fatal(err, signed)
@@ -61,7 +61,7 @@ func TestImage(t *testing.T) {
 		"base.digest":     debian.Digest.String() + " | registry",
 		"base.tag":        "12 | caller",
 		"--base":          hint + " | caller",
-		"branch_note":     evil + " | caller",
+		"team_note":     evil + " | caller",
 		img.String():      "PROVEN_LAYERS " + signed[0].Image.Base.String() + "first 1 layer | registry record | FRESH since",
 		debian.String():   "UNKNOWN | nothing registry | FRESHNESS_UNKNOWN no base is known | no, or not yours to see | ",
 		"built from base": "",
