@@ -61,7 +61,7 @@ func TestImage(t *testing.T) {
 		"base.digest":     debian.Digest.String() + " | registry",
 		"base.tag":        "12 | caller",
 		"--base":          hint + " | caller",
-		"team_note":     evil + " | caller",
+		"team_note":       evil + " | caller",
 		img.String():      "PROVEN_LAYERS " + signed[0].Image.Base.String() + "first 1 layer | registry record | FRESH since",
 		debian.String():   "UNKNOWN | nothing registry | FRESHNESS_UNKNOWN no base is known | no, or not yours to see | ",
 		"built from base": "",
