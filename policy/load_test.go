@@ -158,7 +158,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"A23 empty text in a list", role("id.environment in ['release', '']"), "compares with the empty text"},
 		{"A23 empty prefix", role("id.ref.startsWith('')"), "compares with the empty text"},
 		{"A23 empty text in a cel rule", rules(`{cel: {expr: "provenance.environment != ''", message: m}}`), "policy.yaml:7: expression \"provenance.environment != ''\": compares with the empty text"},
-		{"B10 unknown field", role("id.repo == 'x'"), `policy.yaml:3: expression "id.repo == 'x'": no field "repo": id has actor, actor_id, commit, environment, event, groups, issuer, issuer_url, kind, owner_id, ref, repository, repository_id, run_attempt, run_id, runner, san, signer_uri, source, subject, visibility, workflow_path`},
+		{"B10 unknown field", role("id.repo == 'x'"), `policy.yaml:3: expression "id.repo == 'x'": no field "repo": id has actor, actor_id, commit, environment, event, groups, issuer, issuer_url, kind, owner_id, ref, ref_protected, repository, repository_id, run_attempt, run_id, runner, san, signer_uri, source, subject, visibility, workflow_path`},
 		{"B10 field that no certificate has", rules(`{signed_by: {issuer: github, when: "id.actor == 'x'"}}`), `policy.yaml:7: expression "id.actor == 'x'": no field "actor": id has commit, environment, event, issuer, issuer_url, owner_id, ref, repository_id, runner, san, signer_uri, source, visibility, workflow_path`},
 		{"B10 unknown variable", role("caller.ref == 'x'"), `policy.yaml:3: expression "caller.ref == 'x'": "caller" is not known here: there are the variables id and the functions has, all, exists, in, size, startsWith, endsWith, matches`},
 		{"B11 contains", role("id.ref.contains('main')"), `"contains" is not known here`},
@@ -255,7 +255,7 @@ trakcs: []
 `)
 	want := `BAD_POLICY: policy.yaml:4: issuer "githb" is not configured: did you mean "github"?
 policy.yaml:4: pattern "r.io/a*": a wildcard must be a whole segment, not part of "a*"
-policy.yaml:4: expression "id.rf == 'x'": no field "rf": id has actor, actor_id, commit, environment, event, groups, issuer, issuer_url, kind, owner_id, ref, repository, repository_id, run_attempt, run_id, runner, san, signer_uri, source, subject, visibility, workflow_path
+policy.yaml:4: expression "id.rf == 'x'": no field "rf": id has actor, actor_id, commit, environment, event, groups, issuer, issuer_url, kind, owner_id, ref, ref_protected, repository, repository_id, run_attempt, run_id, runner, san, signer_uri, source, subject, visibility, workflow_path
 policy.yaml:5: unknown key "trakcs" in the policy: did you mean "tracks"?`
 	if err == nil || err.Error() != want {
 		t.Errorf("got  %v\nwant %s", err, want)

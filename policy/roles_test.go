@@ -112,6 +112,21 @@ func holds(grants []policy.Grant, role policy.Role, repo attest.Repository) bool
 	return false
 }
 
+// A role may demand that the code host protects the ref; a token that does not say so
+// meets no such condition (attacks A23).
+func TestAllowProtectedRefs(t *testing.T) {
+	p := mustLoad(t, `version: 1
+roles:
+  signers: [{issuer: github, images: ["registry.example.com/payments/*"], when: "id.ref_protected == 'true'"}]
+`)
+	for protected, want := range map[string]attest.Reason{"true": "", "false": attest.SourceNotAllowed, "": attest.SourceNotAllowed} {
+		id := job(func(id *attest.Identity) { id.Build.RefProtected = protected })
+		if got := attest.ReasonOf(p.Allow(policy.Signers, id, api)); got != want {
+			t.Errorf("ref_protected %q: %q, want %q", protected, got, want)
+		}
+	}
+}
+
 func TestAllowTellsWantedAndGot(t *testing.T) {
 	err := mustLoad(t, payments).Allow(policy.Signers, job(ref("refs/heads/dev")), api)
 	e, ok := err.(*attest.Error)

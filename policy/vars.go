@@ -19,6 +19,7 @@ type CallerVars struct {
 	OwnerID      string   `cel:"owner_id"`
 	Source       string   `cel:"source"` // URI
 	Ref          string   `cel:"ref"`
+	RefProtected string   `cel:"ref_protected"` // true, false: whether the code host protects ref
 	Commit       string   `cel:"commit"`
 	WorkflowPath string   `cel:"workflow_path"`
 	Event        string   `cel:"event"`
@@ -44,7 +45,7 @@ func callerVars(id attest.Identity) *CallerVars {
 func buildVars(b attest.Build) CallerVars {
 	return CallerVars{
 		Repository: b.Repository, RepositoryID: b.RepositoryID, OwnerID: b.OwnerID, Source: b.SourceURI,
-		Ref: b.Ref, Commit: b.Commit, WorkflowPath: b.WorkflowPath, Event: b.Event, Environment: b.Environment,
+		Ref: b.Ref, RefProtected: b.RefProtected, Commit: b.Commit, WorkflowPath: b.WorkflowPath, Event: b.Event, Environment: b.Environment,
 		Runner: b.Runner, RunID: b.RunID, RunAttempt: b.RunAttempt, Actor: b.Actor, ActorID: b.ActorID,
 		Visibility: b.Visibility, SignerURI: b.SignerURI,
 	}
